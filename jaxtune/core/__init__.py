@@ -1,0 +1,1 @@
+"""What every other package builds on: components, errors, parameter paths, weighted sums."""

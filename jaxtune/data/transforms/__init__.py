@@ -1,0 +1,1 @@
+"""What is done to one record before it becomes an example."""

@@ -1,0 +1,145 @@
+"""From parameters to a Hugging Face folder that `transformers` loads: the weight table read backwards.
+
+Tensors that were never trained are copied from the base files, so they stay bit-equal whatever precision the run computed in.
+The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtune.core.errors import ConfigError
+from jaxtune.layers import stack
+from jaxtune.models.load import Base
+from jaxtune.models.weights import Table
+
+SHARD_BYTES = 5 * 2**30
+# Files beside the weights that make a folder usable: tokenizer and image processor.
+COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json",
+    "sentencepiece.bpe.model", "spiece.model", "preprocessor_config.json", "processor_config.json", "chat_template.jinja",
+)  # fmt: skip
+
+
+def export(
+    folder: Path,
+    base: Base,
+    values: Mapping[str, jax.Array],
+    *,
+    trained: frozenset[str] | None = None,
+    labels: Sequence[str] = (),
+    problem: str | None = None,
+    card: str | None = None,
+    companions: Path | None = None,
+) -> Path:
+    """Writes config.json, model.safetensors, tokenizer or image processor files and a model card.
+
+    Args:
+        values: stored path -> array, for every variable of the model.
+        trained: per-layer names that may differ from the base; None means all. The others are copied from the base files.
+        labels: class names for id2label; without any the config keeps its own.
+        problem: transformers' problem_type.
+        companions: folder with the tokenizer or processor files (default: the base's).
+
+    Raises:
+        ConfigError: the folder exists and is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: exists and is not empty; nothing was written. Choose another folder with -o")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors = gather(base, values, trained)
+    write_tensors(partial, tensors)
+    has_head = any(key.startswith("head.") for key in values)
+    config = config_json(base, labels, problem, has_head)
+    (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    source = companions or base.folder
+    for name in COMPANIONS:
+        if source is not None and (source / name).is_file():
+            shutil.copyfile(source / name, partial / name)
+    if card is not None:
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    if folder.exists():
+        folder.rmdir()
+    os.replace(partial, folder)
+    return folder
+
+
+def gather(base: Base, values: Mapping[str, jax.Array], trained: frozenset[str] | None) -> dict[str, np.ndarray]:
+    """Hugging Face tensors on the host, named as a model with (or without) a head names them."""
+    table = Table(base.family.rows())
+    checkpoint = base.checkpoint
+    has_head = any(key.startswith("head.") for key in values)
+    stored_prefix = ""
+    if checkpoint is not None and any(name.startswith(base.family.prefix) for name in checkpoint.tensors):
+        stored_prefix = base.family.prefix
+    prefix = base.family.prefix if has_head else (stored_prefix if checkpoint is not None else "")
+    arrays: dict[str, np.ndarray] = {}
+    copied: dict[str, np.ndarray] = {}
+    for key, value in values.items():
+        host: np.ndarray | None = None
+        for row, name in enumerate(stack.names(key)):
+            place = table.place(name)
+            is_head = name.startswith("head.")
+            source = place.tensor if is_head else stored_prefix + place.tensor
+            if trained is not None and name not in trained and checkpoint is not None and source in checkpoint.tensors:
+                copied[place.tensor if is_head else prefix + place.tensor] = checkpoint.read(source)
+                continue
+            if host is None:
+                host = np.asarray(jax.device_get(value))
+                if host.dtype.kind not in "iu":
+                    host = host.astype(np.float32)
+            arrays[name] = host[row] if stack.is_stacked(key) else host
+    heads = {table.place(name).tensor for name in arrays if name.startswith("head.")}
+    made = {name if name in heads else prefix + name: tensor for name, tensor in table.export(arrays)}
+    tensors = {**copied, **made}
+    for name, tensor in base.family.buffers(tensors).items():
+        stored = stored_prefix + name.removeprefix(prefix)
+        tensors[name] = checkpoint.read(stored) if checkpoint is not None and stored in checkpoint.tensors else tensor
+    return dict(sorted(tensors.items()))
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """One file, or shards with an index above 5 GiB."""
+    from safetensors.numpy import save_file
+
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    index: dict[str, Any] = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": {}}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        index["weight_map"].update(dict.fromkeys(shard, file))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def config_json(base: Base, labels: Sequence[str], problem: str | None, has_head: bool) -> dict[str, Any]:
+    """config.json of the result: the base's own, with the head's architecture and labels."""
+    source = base.checkpoint.config if base.checkpoint is not None else base.family.raw
+    config = {**source, "model_type": base.family.model_type}
+    if has_head:
+        config["architectures"] = [base.family.architecture]
+    if labels:
+        config["id2label"] = {str(i): name for i, name in enumerate(labels)}
+        config["label2id"] = {name: i for i, name in enumerate(labels)}
+    if problem:
+        config["problem_type"] = problem
+    return config
