@@ -4,13 +4,14 @@ Run it in an environment with torch and transformers (see `record_references.py`
 
     python scripts/check_export.py runs/my-run/export ours.safetensors [--tolerance 1e-4]
 
-The second file (.npz or .safetensors) holds the inputs under their names in transformers (`input_ids`, `attention_mask`,
-`token_type_ids`, `position_ids`, `pixel_values` in NCHW) and what jaxtune made of them: any of `logits`,
-`last_hidden_state`, `pooler_output`. Other arrays in it are left alone. Exit code 1 if a tensor is missing, left over or
-of another shape, if the file names another architecture, or if an output is farther away than the tolerance.
+The second file (.npz or .safetensors) holds the inputs under their names in transformers (`input_ids`,
+`attention_mask`, `token_type_ids`, `position_ids`, `pixel_values` in NCHW) and what jaxtune made of them: any of
+`logits`, `last_hidden_state`, `pooler_output`. Other arrays in it are left alone. Exit code 1 if a tensor is missing,
+left over or of another shape, if another architecture was loaded, or if an output is farther away than the tolerance.
 """
 
 import argparse
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ LOADERS = {
     "ForSequenceClassification": transformers.AutoModelForSequenceClassification,
     "ForTokenClassification": transformers.AutoModelForTokenClassification,
     "ForQuestionAnswering": transformers.AutoModelForQuestionAnswering,
+    "ForPreTraining": transformers.AutoModelForPreTraining,
     "ForMaskedLM": transformers.AutoModelForMaskedLM,
     "ForCausalLM": transformers.AutoModelForCausalLM,
     "ForImageClassification": transformers.AutoModelForImageClassification,
@@ -52,10 +54,9 @@ def load(folder: Path) -> tuple[torch.nn.Module, list[str]]:
     fitting = [ending for ending in LOADERS if named[0].endswith(ending)]
     if not fitting:
         raise SystemExit(f"{named[0]}: no loader is known for this architecture, add one to LOADERS")
-    options = {}
-    if named[0].endswith("Model") and not any("pooler." in name for name in tensor_names(folder)):
-        if "add_pooling_layer" in getattr(transformers, named[0]).__init__.__code__.co_varnames:
-            options["add_pooling_layer"] = False
+    accepts_pooling_option = "add_pooling_layer" in inspect.signature(getattr(transformers, named[0])).parameters
+    has_pooler = any("pooler." in name for name in tensor_names(folder))
+    options = {"add_pooling_layer": False} if accepts_pooling_option and not has_pooler else {}
     model, report = LOADERS[max(fitting, key=len)].from_pretrained(
         folder, output_loading_info=True, dtype=torch.float32, attn_implementation="eager", **options
     )
@@ -77,6 +78,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="the exported folder: config.json and weights")
     parser.add_argument("arrays", type=Path, help="inputs and our outputs, .npz or .safetensors")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="greatest allowed absolute difference")
+    parser.add_argument("--interpolate", action="store_true", help="ViT, DeiT: fit the positions to the image size")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -85,13 +87,9 @@ def main() -> int:
     arrays = read(arguments.arrays)
     inputs = {name: arrays[name] for name in INPUTS if name in arrays}
     inputs = {name: value.float() if value.is_floating_point() else value.long() for name, value in inputs.items()}
-    if {"last_hidden_state", "pooler_output"} & set(arrays):
-        with torch.no_grad():
-            found = dict(model.base_model(**inputs))
-    else:
-        found = {}
+    options = {"interpolate_pos_encoding": True} if arguments.interpolate else {}
     with torch.no_grad():
-        found |= dict(model(**inputs))
+        found = {**model.base_model(**inputs, **options), **model(**inputs, **options)}
 
     shared = [name for name in OUTPUTS if name in arrays and found.get(name) is not None]
     if not shared:

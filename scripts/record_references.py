@@ -15,6 +15,7 @@ through the same `save_pretrained`.
 import argparse
 import copy
 import datetime
+import itertools
 import json
 import math
 import platform
@@ -90,6 +91,8 @@ def build(case: Case) -> torch.nn.Module:
             is_table = "embeddings" in name and not name.endswith("projection.weight")
             if tensor.ndim == 1 or is_table:
                 tensor.copy_(0.2 * torch.randn_like(tensor) + float(is_norm_scale))
+            elif name.endswith("classifier.1.weight"):  # ResNet has no initializer_range and starts with a weak head
+                tensor.normal_(0.0, 0.15)
         for name, tensor in model.named_buffers():
             if name.endswith("running_mean"):
                 tensor.normal_(0.0, 0.2)
@@ -125,10 +128,9 @@ def image_inputs(case: Case, config, folder: Path) -> tuple[Tensors, Tensors]:
         name, settings = case.processor
         processor = getattr(transformers, name)(**settings)
         processor.save_pretrained(folder)
-        rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(40.0), indexing="ij")
-        waves = torch.stack([torch.sin(rows / (3 + k)) * torch.cos(columns / (5 - k)) for k in range(3)], dim=-1)
-        noise = torch.randn(BATCH, 24, 40, 3)
-        images = (127 + 70 * waves + 30 * noise).clamp(0, 255).to(torch.uint8)
+        coarse = torch.rand(BATCH, 3, 6, 10)
+        smooth = torch.nn.functional.interpolate(coarse, size=(24, 40), mode="bilinear").movedim(1, -1)
+        images = (255 * (0.8 * smooth + 0.2 * torch.rand(BATCH, 24, 40, 3))).to(torch.uint8)
         pixels = processor(list(images.numpy()), return_tensors="np")["pixel_values"]
         return {"pixel_values": torch.from_numpy(numpy.asarray(pixels, numpy.float32))}, {"images": images}
     size = case.pixels or getattr(config, "image_size", 32)
@@ -234,11 +236,14 @@ def record(case: Case, root: Path) -> dict:
         embeddings, (height, width) = model.base_model.embeddings, case.pixels
         blank = torch.zeros(1, 1 + height * width // config.patch_size**2, config.hidden_size)
         extra["interpolated_position_embeddings"] = embeddings.interpolate_pos_encoding(blank, height, width).detach()
-    row = {"rounding": rounding(model, case, inputs, labels, cotangents, recorded)}
+    error = rounding(model, case, inputs, labels, cotangents, recorded)
 
     if case.also_in_training:
         wanted = (".running_mean", ".running_var", ".num_batches_tracked")
-        trained = differentiate(model.train(), case, inputs, labels, cotangents)
+        before = copy.deepcopy(model.train())
+        trained = differentiate(model, case, inputs, labels, cotangents)
+        training_error = rounding(before, case, inputs, labels, cotangents, trained)
+        error |= {f"train.{name}": value for name, value in training_error.items()}
         recorded |= {f"train.{name}": value for name, value in trained.items()}
         recorded |= {f"train.{n}": value for n, value in file_tensors(model).items() if n.endswith(wanted)}
 
@@ -261,7 +266,7 @@ def record(case: Case, root: Path) -> dict:
         "also": sorted(extra),
         "training_pass": case.also_in_training,
         "bytes": size,
-        **row,
+        "rounding": error,
     }
 
 
@@ -272,7 +277,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     singles = [{"text": text, **tokenizer(text)} for text in TEXTS]
-    pairs = [{"text": a, "pair": b, **tokenizer(a, b)} for a, b in zip(TEXTS, TEXTS[1:], strict=False)]
+    pairs = [{"text": a, "pair": b, **tokenizer(a, b)} for a, b in itertools.pairwise(TEXTS)]
     (folder / "examples.json").write_text(json.dumps(singles + pairs, indent=1, ensure_ascii=False) + "\n")
 
 

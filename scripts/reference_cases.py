@@ -86,7 +86,7 @@ def vit(name: str, shows: str, architecture: str = "ViTForImageClassification", 
 
 
 def resnet(name: str, shows: str, **changes: Any) -> Case:
-    options = {key: changes.pop(key) for key in ("processor",) if key in changes}
+    options = {key: changes.pop(key) for key in ("pixels", "processor") if key in changes}
     config = {**RESNET, **changes}
     return Case(name, "ResNetForImageClassification", config, shows, also_in_training=True, **options)
 
@@ -138,9 +138,7 @@ CASES = (
     ),
     roberta("xlm_roberta", "the plain model", "XLMRobertaForSequenceClassification", num_hidden_layers=3),
     distilbert("distilbert", "the plain model"),
-    distilbert(
-        "distilbert_sinusoidal", "positions as transformers computes them", sinusoidal_pos_embds=True, n_layers=1
-    ),
+    distilbert("distilbert_sinusoidal", "positions as transformers computes them", sinusoidal_pos_embds=True, n_layers=1),
     distilbert(
         "distilbert_relu",
         "relu, 3 layers, two labels (not in config.json)",
@@ -196,9 +194,19 @@ CASES = (
         depths=[2, 1],
     ),
     resnet(
-        "resnet_one_channel", "grey images, three stages", num_channels=1, hidden_sizes=[16, 24, 32], depths=[2, 1, 1]
+        "resnet_one_channel",
+        "grey images, wider than high, three stages",
+        num_channels=1,
+        hidden_sizes=[16, 24, 32],
+        depths=[2, 1, 1],
+        pixels=(48, 64),
     ),
-    resnet("resnet_downsample_first", "stride 2 in the first stage", downsample_in_first_stage=True),
+    resnet(
+        "resnet_downsample_first",
+        "stride 2 in the first stage, odd heights on the way (42, 21, 11, 6, 3)",
+        downsample_in_first_stage=True,
+        pixels=(42, 48),
+    ),
     resnet("resnet_downsample_bottleneck", "stride in the first convolution of a block", downsample_in_bottleneck=True),
     resnet("resnet_silu", "hidden_act silu: inside the blocks relu remains", hidden_act="silu"),
 )

@@ -1,7 +1,8 @@
 """Scaled dot-product attention within segments, one function for all families and backends.
 
 Segments (not a boolean mask) say who sees whom: the same [B, T] integers serve padding and packing, and no [T, S] mask is
-ever an argument. Padding (segment 0) attends to padding, so that every row has something to attend to and stays finite.
+ever an argument. Padding (segment 0) is never seen, but itself sees every real token: checkpoints were trained with a mask on keys
+alone, and a text padded on the left is read from its first, padded, position. A row without any real key stays finite.
 
 Letters: B batch, T/S query/key tokens, N heads, K kv heads, G = N/K, H head dim.
 """
@@ -12,7 +13,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.layers.dropout import Dropout
 
@@ -33,7 +34,7 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """softmax(q k^T scale) v -> [B, T, N, H] in q.dtype; K divides N (grouped queries).
 
-    Tokens see their own segment only (0 is padding), and only earlier or equal positions when `causal`. `scale` defaults
+    Tokens see their own segment only (0 is padding, which sees all real keys), and only earlier or equal positions when `causal`. `scale` defaults
     to H^-0.5. `noise` drops probabilities at its attention rate.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -47,8 +48,14 @@ def attention(
 def _library(
     q: Array, k: Array, v: Array, segment_ids: Array | None, causal: bool, scale: float
 ) -> Array:
-    mask = None if segment_ids is None else (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+    mask = None if segment_ids is None else visible(segment_ids)[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale)
+
+
+def visible(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T S"]:
+    """Which key each query sees: a real one, of the query's own segment unless the query is padding."""
+    queries, keys = segment_ids[:, :, None], segment_ids[:, None, :]
+    return (keys != 0) & ((queries == keys) | (queries == 0))
 
 
 def _plain(
@@ -66,8 +73,7 @@ def _plain(
     grouped = q.reshape(batch, queries, groups, heads // groups, width)
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k).astype(jnp.float32) * scale
     if segment_ids is not None:
-        same = segment_ids[:, None, None, :, None] == segment_ids[:, None, None, None, :]
-        scores = jnp.where(same, scores, MASKED)
+        scores = jnp.where(visible(segment_ids)[:, None, None], scores, MASKED)
     if causal:
         earlier = jnp.arange(queries)[:, None] >= jnp.arange(keys)[None, :]
         scores = jnp.where(earlier[None, None, None], scores, MASKED)

@@ -16,14 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxtune.core.errors import ModelError
 from jaxtune.layers.activations import ACTIVATIONS
-from jaxtune.layers.attention import attention
 from jaxtune.layers.dropout import Dropout, dropout
 from jaxtune.layers.linear import Embedding, Linear
 from jaxtune.layers.norm import LayerNorm
+from jaxtune.layers.self_attention import SelfAttention
 from jaxtune.layers.stack import Stack, StackOptions
 from jaxtune.models.family import DropoutRates, Family, Features
 from jaxtune.models.heads import DenseHead, LinearHead
-from jaxtune.models.weights import Weight
+from jaxtune.models.weights import Weight, linear, norm
 from jaxtune.parallel.placement import constrain
 
 
@@ -47,21 +47,11 @@ class Encoder:
     drop_attention_output: bool = True
 
 
-class Attention(nnx.Module):
-    def __init__(self, c: Encoder, *, rngs: nnx.Rngs):
-        self.q, self.k, self.v, self.o = (Linear(c.width, c.width, deviation=c.deviation, rngs=rngs) for _ in range(4))
-        self.heads = c.heads
-
-    def __call__(self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], noise: Dropout | None) -> Float[Array, "B T D"]:
-        q, k, v = (part(x).reshape(*x.shape[:2], self.heads, -1) for part in (self.q, self.k, self.v))
-        return self.o(attention(q, k, v, segment_ids=segment_ids, noise=noise).reshape(x.shape))
-
-
 class Block(nnx.Module):
     """x = norm(x + attention(x)); x = norm(x + mlp(x))."""
 
     def __init__(self, c: Encoder, *, rngs: nnx.Rngs):
-        self.attn = Attention(c, rngs=rngs)
+        self.attn = SelfAttention(c.width, c.heads, deviation=c.deviation, rngs=rngs)
         self.attn_norm = LayerNorm(c.width, epsilon=c.epsilon, rngs=rngs)
         self.up = Linear(c.width, c.mlp, deviation=c.deviation, rngs=rngs)
         self.down = Linear(c.mlp, c.width, deviation=c.deviation, rngs=rngs)
@@ -119,15 +109,6 @@ class EncoderModel(nnx.Module):
         x = self.layers(x, batch["segment_ids"], noise=noise)
         first = x[:, 0]
         return Features(first if self.pooler is None else jnp.tanh(self.pooler(first)), x)
-
-
-def linear(path: str, hf: str, layout: str = "out in -> in out") -> tuple[Weight, Weight]:
-    """The rows of a dense layer; `layout` of its kernel, whose last axis on our side is the bias's."""
-    return Weight(f"{path}.kernel", f"{hf}.weight", layout), Weight(f"{path}.bias", f"{hf}.bias", layout.split()[-1])
-
-
-def norm(path: str, hf: str) -> tuple[Weight, Weight]:
-    return Weight(f"{path}.scale", f"{hf}.weight", "embed"), Weight(f"{path}.bias", f"{hf}.bias", "embed")
 
 
 class Bert(Family):
@@ -226,7 +207,7 @@ class Bert(Family):
             Weight("embeddings.position.embedding", "embeddings.position_embeddings.weight", "position embed"),
             Weight("embeddings.type.embedding", "embeddings.token_type_embeddings.weight", "type embed"),
             *norm("embeddings.norm", "embeddings.LayerNorm"),
-            *linear("embeddings.project", "embeddings_project", "embed in -> in embed"),
+            *linear("embeddings.project", "embeddings_project", "embed inputs -> inputs embed"),
         )
 
     def head_rows(self) -> tuple[Weight, ...]:
@@ -268,7 +249,8 @@ class Electra(Roberta):
     model_type: ClassVar = "electra"
     prefix: ClassVar = "electra."
     architecture: ClassVar = "ElectraForSequenceClassification"
-    handled: ClassVar = Bert.handled | {"embedding_size", "summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"}
+    handled: ClassVar = Bert.handled | {"embedding_size"}
+    ignored: ClassVar = frozenset({"summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"})  # multiple choice only
     unused: ClassVar = ("discriminator_predictions.*", "generator_*", "classifier.*", "*embeddings.position_ids", "qa_outputs.*")
     counts_positions_from_pad: ClassVar = False
     head_activation: ClassVar = "gelu"
@@ -281,9 +263,10 @@ class DistilBert(Bert):
     prefix: ClassVar = "distilbert."
     architecture: ClassVar = "DistilBertForSequenceClassification"
     handled: ClassVar = frozenset(
-        """vocab_size max_position_embeddings sinusoidal_pos_embds n_layers n_heads dim hidden_dim dropout attention_dropout activation
-        initializer_range qa_dropout seq_classif_dropout pad_token_id tie_weights_""".split()
+        """vocab_size max_position_embeddings n_layers n_heads dim hidden_dim dropout attention_dropout activation initializer_range
+        seq_classif_dropout pad_token_id""".split()
     )
+    ignored: ClassVar = frozenset({"sinusoidal_pos_embds", "qa_dropout", "tie_weights_"})
     renewable: ClassVar = ("head.*",)
     unused: ClassVar = ("vocab_*", "pre_classifier.*", "classifier.*", "*embeddings.position_ids", "qa_outputs.*")
 

@@ -59,6 +59,7 @@ class Family(ABC):
     domain: ClassVar[Domain]
     prefix: ClassVar[str]  # what a task model puts before the backbone's tensor names, "bert."
     handled: ClassVar[frozenset[str]]  # config.json keys that this family reads
+    ignored: ClassVar[frozenset[str]] = frozenset()  # keys known to change nothing that this family computes
     fixed: ClassVar[Mapping[str, Any]] = {}  # keys understood at one value only
     renewable: ClassVar[tuple[str, ...]] = ("head.*",)  # parameters that a checkpoint may lack: they start fresh
     unused: ClassVar[tuple[str, ...]] = ()  # patterns of tensors that may be left over (old heads, buffers)
@@ -69,7 +70,7 @@ class Family(ABC):
         """
         problems = []
         for key, value in config.items():
-            if key in NEUTRAL_KEYS or key in self.handled:
+            if key in NEUTRAL_KEYS or key in self.handled or key in self.ignored:
                 continue
             if key in self.fixed:
                 if value != self.fixed[key]:

@@ -63,6 +63,16 @@ class Weight:
         return np.ascontiguousarray(einops.rearrange(value, f"{right} -> {left}"))
 
 
+def linear(path: str, hf: str, layout: str = "out inputs -> inputs out") -> tuple[Weight, Weight]:
+    """The rows of a dense layer; `layout` of its kernel, whose last axis on our side is the bias's."""
+    return Weight(f"{path}.kernel", f"{hf}.weight", layout), Weight(f"{path}.bias", f"{hf}.bias", layout.split()[-1])
+
+
+def norm(path: str, hf: str, axis: str = "embed") -> tuple[Weight, Weight]:
+    """The rows of a normalisation's scale and bias."""
+    return Weight(f"{path}.scale", f"{hf}.weight", axis), Weight(f"{path}.bias", f"{hf}.bias", axis)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one per-layer array lies in a checkpoint: the tensor, the row that translates it, its part of a fused tensor."""

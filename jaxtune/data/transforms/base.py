@@ -27,7 +27,7 @@ class Transform(Component):
         """
         raise NotImplementedError
 
-    def fields(self, fields: tuple[str, ...]) -> tuple[str, ...]:
+    def fields_after(self, fields: tuple[str, ...]) -> tuple[str, ...]:
         """The field names after this transform.
 
         Raises:
@@ -35,7 +35,7 @@ class Transform(Component):
         """
         return fields
 
-    def label_names(self, names: LabelNames) -> LabelNames:
+    def label_names_after(self, names: LabelNames) -> LabelNames:
         """The known label names, per field, after this transform."""
         return names
 

@@ -1,0 +1,6 @@
+"""Tasks: name -> class, loaded when an experiment asks for it."""
+
+TASKS = {
+    "text_classification": "jaxtune.tasks.text_classification:TextClassification",
+    "image_classification": "jaxtune.tasks.image_classification:ImageClassification",
+}
