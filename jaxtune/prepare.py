@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from jaxtune.core.errors import ConfigError, DataError
+from jaxtune.core.folders import cache_folder
+from jaxtune.data import cache as disk
 from jaxtune.data import checks
 from jaxtune.data.examples import Examples
 from jaxtune.data.plan import Plan, choose_widths
 from jaxtune.data.processor import Limits, Processor
+from jaxtune.data.report import label_report, split_report
 from jaxtune.data.scan import Scan, scan
-from jaxtune.data.transforms.tokenize import Tokenizer
 from jaxtune.experiment import Experiment
 from jaxtune.models.load import Base, check_licence, open_base
 from jaxtune.models.settings import NewModel
-from jaxtune.tasks.base import Task, require_columns
+from jaxtune.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -49,20 +48,23 @@ class Prepared:
     fingerprint: str
     facts: Mapping[str, Any]
 
-    def plan(self, split: str, *, shards: int, training: bool, seed: int = 0, accumulation: int = 1) -> Plan:
-        """The order of a split's batches."""
-        data = self.experiment.data
-        examples = self.splits[split]
-        size = data.batch_size if training else (data.evaluation_batch_size or data.batch_size)
-        return Plan.of(
-            examples.lengths,
+    def plan(self, split: str, *, divisor: int, training: bool, seed: int = 0) -> Plan:
+        """The order of a split's batches; every batch's rows divide by `divisor`.
+
+        Raises:
+            ConfigError: the batch size does not.
+        """
+        data, examples = self.experiment.data, self.splits[split]
+        own = None if training else data.evaluation_batch_size
+        return Plan(
             rows=len(examples),
+            lengths=examples.lengths,
             widths=self.facts["widths"],
-            batch_size=size,
-            batch_tokens=None if size else data.batch_tokens,
-            multiple_of=shards * (accumulation if training else 1),
+            batch_size=own or data.batch_size,
+            batch_tokens=None if own else data.batch_tokens,
             seed=seed,
             shuffle=training,
+            divisor=divisor,
         )
 
 
@@ -73,50 +75,108 @@ def prepare(experiment: Experiment, *, cache: Path | None = None) -> Prepared:
         ConfigError: something named in the experiment is not there, or model, task and data do not fit each other.
         DataError: rows that cannot be trained on.
     """
-    base = load_base(experiment)
     task, data = experiment.task, experiment.data
-    fit_task(base, task)
-    processor = load_processor(base, task)
-    records = data.source.open()
-    light = tuple(dict.fromkeys((task.label, *data.split.needs)))
-    scanned = scan(records, data.transforms, task.content, light)
-    require_columns(task, scanned.records)
-    assignment = data.split.assign(scanned.columns, scanned.keys)
-    values = scanned.columns[task.label]
-    names = task.find_labels([values[i] for i in assignment["train"]], scanned.records.label_names.get(task.label, ()))
-    problems = checks.check_labels(values, assignment, task.problem, names)
-    checks.stop(problems)
-
-    key = fingerprint(experiment)
+    base = load_base(experiment)
+    processor = task.processor(base)
+    task = task.bind(processor)
     limit = token_limit(experiment, base, processor)
-    limits = Limits(limit, data.over_length, cache or default_cache(), key)
-    encoded = task.encode(scanned.records, values, names, processor, limits)
-    position = np.full(len(scanned.records), -1, np.int64)
-    position[encoded.kept] = np.arange(len(encoded.kept))
-    splits = {
-        name: encoded.examples.subset(position[rows][position[rows] >= 0]) for name, rows in assignment.items() if len(rows)
-    }
-    if not len(splits.get("train", ())):
-        raise DataError("no training example is left after the over-length policy; raise data.max_tokens or use over_length: cut")
-    lengths = splits["train"].lengths
-    widths = None if lengths is None else (choose_widths(lengths, limit) if data.widths == "auto" else data.widths)
+    records = data.source.open()
+    light = tuple(dict.fromkeys((task.label, *data.split.needs, *task.texts)))
+    scanned = scan(records, data.transforms, task.content, light)
+    parts = data.split.assign(scanned.columns, scanned.keys)
+    values = scanned.columns[task.label]
+    regression = task.problem == "regression"
+    checks.stop_on(
+        checks.check_records(
+            scanned.columns,
+            parts,
+            texts=task.texts,
+            label=None if regression else task.label,
+            targets=(task.label,) if regression else (),
+            label_names=task.labels,
+        ),
+        source_rows=scanned.records.rows,
+    )
+    names = task.find_labels([values[i] for i in parts["train"]], scanned.records.label_names.get(task.label, ()))
+    key = disk.fingerprint(
+        {"source": data.source.fingerprint(), "transforms": [repr(t) for t in data.transforms], "columns": task.columns}
+    )
+    limits = Limits(limit, data.over_length, cache or cache_folder("data"), key)
+    encoded = task.encode(scanned.records, names, processor, limits)
+    splits = take(encoded.examples, encoded.kept, parts)
+    counts = task.count(values, parts["train"], names)
     facts = {
         "rows": {name: len(examples) for name, examples in splits.items()},
-        "dropped": scanned.dropped,
-        "labels": checks.label_report(values, assignment, names),
-        "duplicates": len(scanned.keys) - len(set(scanned.keys)),
+        "dropped_by_transforms": scanned.dropped,
+        "labels": label_report(values, parts, names) if names else None,
+        "split": split_report(parts, scanned.keys, None if regression else values),
         "encoding": encoded.report,
-        "widths": widths,
+        "widths": batch_widths(experiment, splits["train"].lengths, limit),
         "licence": base.licence,
     }
-    counts = np.bincount([names.index(str(values[i])) for i in assignment["train"]], minlength=len(names)) if task.problem == "single_label" else None
     if counts is not None:
         task = task.model_copy(update={"loss": task.loss.fit(counts)})
     return Prepared(experiment, base, processor, task, names, scanned, splits, key, facts)
 
 
 def load_base(experiment: Experiment) -> Base:
+    """The base model's config and headers, if its licence is allowed and its family serves the task.
+
+    Raises:
+        ConfigError, ModelError: it is not there, not allowed, or of another domain.
+    """
     reference = experiment.model.base
     base = open_base(reference.model_dump() if isinstance(reference, NewModel) else reference)
     check_licence(base, experiment.model.allowed_licences)
+    if base.family.domain != experiment.task.domain:
+        raise ConfigError(
+            f"model.base {base.reference} is a {base.family.model_type} model for {base.family.domain}s, but the task reads {experiment.task.domain}s; "
+            f"choose a base for {experiment.task.domain}s or another task.kind"
+        )
     return base
+
+
+def token_limit(experiment: Experiment, base: Base, processor: Processor) -> int | None:
+    """Longest sequence in tokens.
+
+    Raises:
+        ConfigError: data.max_tokens is more than the model's positions allow.
+    """
+    wanted, possible = experiment.data.max_tokens, base.family.max_tokens
+    if processor.tokenizer is None:
+        return None
+    if wanted is not None and possible is not None and wanted > possible:
+        raise ConfigError(f"data.max_tokens: {wanted} is more than the {possible} positions of {base.reference}; use at most {possible}")
+    return wanted or possible
+
+
+def take(examples: Examples, kept: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, Examples]:
+    """The splits as views, without the records that the over-length policy dropped.
+
+    Raises:
+        DataError: it dropped a whole split.
+    """
+    splits = {}
+    for name, rows in parts.items():
+        here = np.intersect1d(rows, kept)
+        if len(rows) and not len(here):
+            raise DataError(f"the over-length policy drops all {len(rows)} {name} examples; raise data.max_tokens or use over_length: cut")
+        if len(rows):
+            splits[name] = examples.subset(here)
+    return splits
+
+
+def batch_widths(experiment: Experiment, lengths: np.ndarray | None, limit: int | None) -> tuple[int, ...] | None:
+    """The token widths that batches are padded to.
+
+    Raises:
+        ConfigError: data.widths does not end at the longest possible text.
+    """
+    if lengths is None:
+        return None
+    if experiment.data.widths == "auto":
+        assert limit is not None
+        return choose_widths(lengths, limit, batch_size=experiment.data.batch_size)
+    if limit is not None and experiment.data.widths[-1] != limit:
+        raise ConfigError(f"data.widths: the last must be the longest text, {limit} tokens (data.max_tokens), found {experiment.data.widths[-1]}")
+    return experiment.data.widths

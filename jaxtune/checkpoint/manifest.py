@@ -22,6 +22,11 @@ def exists(folder: Path) -> bool:
     return (folder / NAME).is_file()
 
 
+def written_at(folder: Path) -> float:
+    """When `folder` became durable, in seconds since 1970."""
+    return (folder / NAME).stat().st_mtime
+
+
 def write(folder: Path) -> None:
     """Makes every file and folder of `folder` durable, then records them. The manifest's presence means: this checkpoint is safe.
 
@@ -61,18 +66,6 @@ def problem(folder: Path) -> str | None:
     except OSError as error:
         return f"{error.filename or folder} cannot be read ({error.strerror})"
     return None
-
-
-def size(folder: Path) -> int:
-    """Bytes on disk below `folder`; 0 when it does not exist."""
-    total = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(root, name)).st_size
-            except OSError:
-                continue
-    return total
 
 
 def _digest(path: Path, durable: bool = False) -> tuple[int, str]:

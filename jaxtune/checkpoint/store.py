@@ -1,12 +1,7 @@
 """The checkpoints of a run: saved in the background, proven by a manifest, restored from the newest that is whole.
 
-This is the only module that knows Orbax. One step is one Orbax checkpoint in a folder named by its number; which steps
-stay, which are trusted and what happens after a failure is decided here, because Orbax reports a failed save one save late
-and loads a flipped bit without a word.
-
-    50/                 a checkpoint; it counts as durable once it holds its manifest
-    60.orbax-...tmp/    being written (or left by a kill; removed at the next start)
-    archive/40/         taken back by a rollback          quarantine/30-<time>/   damaged, kept for inspection
+Which steps stay, which are trusted and what happens after a failure is decided here and not left to Orbax, which reports a
+failed save one save late and loads a flipped bit without a word.
 """
 
 from __future__ import annotations
@@ -14,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -25,15 +19,14 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxtune.checkpoint import manifest
+from jaxtune.checkpoint import manifest, orbax
 from jaxtune.checkpoint.arrays import check, count_bytes, describe, named_leaves, with_leaves
-from jaxtune.core.errors import DiskError, ModelError, NoCheckpointError
-from jaxtune.core.files import plain, sync_folder
+from jaxtune.checkpoint.folder import StepFolder
+from jaxtune.core.errors import DiskError, NoCheckpointError
 from jaxtune.parallel import hosts
 
 _LOG = logging.getLogger(__name__)
-_ROOM = 2.2  # free space asked for before a save, in multiples of the state (field/reliability.md, disk full)
-_UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
+_ROOM = 2.2  # free space asked for before a save, in multiples of the state
 
 
 @dataclass(frozen=True)
@@ -56,13 +49,14 @@ class Restored:
 class _Job:
     step: int
     arrays: dict[str, Any]
-    record: dict[str, Any]
+    record: dict[str, Any]  # step, metric, meta, and what each array is: saved beside the arrays as JSON
 
 
 class Store:
     """`keep_latest` newest checkpoints and the best one are kept. `best` says whether a higher metric is better.
 
     `read_only` neither cleans up nor moves anything, so a run can be read while another process trains it.
+    On several hosts every method that saves, restores or deletes is called on all of them; the first one manages the files.
     """
 
     def __init__(
@@ -76,23 +70,22 @@ class Store:
     ):
         if keep_latest < 1:
             raise ValueError("keep_latest must be at least 1")
-        self.folder = Path(folder).absolute()
+        self.folder = StepFolder(folder)
         self.keep_latest, self.best, self.timeout_seconds, self.read_only = keep_latest, best, timeout_seconds, read_only
         self.stall_seconds = 0.0  # how long the last save() held its caller up
         self._thread: threading.Thread | None = None
         self._failure: DiskError | None = None
         self._records: dict[int, dict[str, Any]] = {}
         if not read_only and hosts.is_primary():
-            self._tidy()
+            self.folder.tidy()
         hosts.agree(0)  # nobody looks before the tidying is done
-        steps = self.steps()
-        self.last_durable = Durable(steps[-1], (self.folder / str(steps[-1]) / manifest.NAME).stat().st_mtime) if steps else None
+        self.last_durable = self._newest()
 
-    # -- what is there ------------------------------------------------------------------------------------------------
+    # What is there
 
     def steps(self) -> list[int]:
         """The durable steps, ascending."""
-        return [step for step in self._committed() if manifest.exists(self.folder / str(step))]
+        return self.folder.durable()
 
     @property
     def latest_step(self) -> int | None:
@@ -101,30 +94,38 @@ class Store:
     @property
     def best_step(self) -> int | None:
         """The durable step with the best finite metric, the earlier of equals; None without one."""
-        sign = {"max": 1.0, "min": -1.0}.get(self.best or "")
-        if sign is None:
+        if self.best is None:
             return None
+        sign = 1.0 if self.best == "max" else -1.0
         scores = [(sign * metric, -step) for step in self.steps() if (metric := self.metric(step)) is not None]
         return -max(scores)[1] if scores else None
 
     def metric(self, step: int) -> float | None:
-        """The metric that step was saved with, None when there was none or it was not finite."""
-        value = self._record(step)["metric"]
+        """The metric that step was saved with; None when there was none, it was not finite, or the record cannot be read."""
+        try:
+            value = self._record(step)["metric"]
+        except (orbax.LoadError, KeyError, TypeError) as error:
+            _LOG.warning("the record of step %d in %s cannot be read: %s", step, self.folder, error)
+            return None
         return value if isinstance(value, float) and math.isfinite(value) else None
+
+    def arrays(self, step: int) -> dict[str, dict[str, Any]]:
+        """What a step holds: name -> {"shape", "dtype"}; the parts of a name are joined by "/"."""
+        return self._record(step)["arrays"]
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON part of a step."""
         return self._record(step)["meta"]
 
-    # -- saving -------------------------------------------------------------------------------------------------------
+    # Saving
 
     def save(
         self, step: int, arrays: Any, meta: Mapping[str, Any], metric: float | None = None, *, wait: bool = False, replace: bool = False
     ) -> bool:
-        """Starts a save and returns; False when that step is already there (unless `replace`).
+        """Starts a save and returns; False when that step is already there (unless `replace`). `meta` must be JSON.
 
-        The arrays may be donated to the next step at once: they are on the host when this returns, or (on the CPU) held so that
-        the donating step writes elsewhere. Called on every process. `meta` must be JSON. Waits for the save before, if it still runs.
+        The arrays may be donated to the next step at once: accelerators have copied them to the host when this returns, and on
+        the CPU they are held, so that a step they are donated to writes elsewhere. Waits for the save before, if it still runs.
 
         Raises:
             DiskError: too little room, or the save before this one failed.
@@ -133,20 +134,17 @@ class Store:
         if self.read_only:
             raise ValueError(f"{self.folder} was opened for reading only")
         self.wait()
-        if not replace and (self.folder / str(step)).exists():
+        if not replace and self.folder.of(step).exists():
             return False
         leaves = named_leaves(arrays)
-        record = {"step": step, "metric": None if metric is None else float(metric), "meta": meta, "format": 1}
+        record = {"format": 1, "step": step, "metric": None if metric is None else float(metric), "meta": dict(meta)}
         record["arrays"] = {name: describe(leaf) for name, leaf in leaves.items()}
         job = _Job(step, {name: leaf for name, leaf in leaves.items() if count_bytes(leaf)}, json.loads(json.dumps(record)))
         self._make_room(step, sum(map(count_bytes, leaves.values())))
-        if hosts.is_primary():
-            self._set_aside(step)
         try:
             response = self._start(job)
         except OSError as error:
-            self._bring_back(step)
-            raise self._disk_error(step, error) from error
+            raise self._given_up(step, error) from error
         self._thread = threading.Thread(target=self._finish, args=(job, response), name=f"save-{step}")
         self._thread.start()
         self.stall_seconds = time.monotonic() - began
@@ -155,7 +153,7 @@ class Store:
         return True
 
     def poll(self) -> None:
-        """Cheap; call it every step.
+        """Costs nothing; call it every step.
 
         Raises:
             DiskError: a save in the background has failed (raised once).
@@ -165,14 +163,13 @@ class Store:
             raise failure
 
     def wait(self) -> None:
-        """Until nothing is being saved.
+        """Until nothing is being saved, on any host.
 
         Raises:
             DiskError: as `poll`.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._join() and not orbax.everywhere(self._failure is None):
+            self._failure = self._failure or DiskError("another host could not save; its log says why")
         self.poll()
 
     def close(self) -> None:
@@ -182,35 +179,31 @@ class Store:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
+        if error is None:
             self.close()
-        except DiskError as failure:
-            if error is None:
-                raise
-            _LOG.error("%s", failure)
+        elif self._join() and self._failure is not None:  # no agreement here: the error may be this host's alone
+            _LOG.error("%s", self._failure)
 
     def delete_after(self, step: int) -> list[int]:
-        """For a rollback: moves later steps to `archive/` (which then holds this rollback's steps alone); the steps moved."""
+        """For a rollback: moves later steps to `archive/`, which then holds this rollback's steps alone. Returns them."""
         self.wait()
-        later = [s for s in self._committed() if s > step]
+        later = [s for s in self.folder.committed() if s > step]
+        hosts.agree(0)  # all have looked before the first host moves
         if hosts.is_primary() and later:
-            archive = self.folder / "archive"
-            self._remove(archive)
-            archive.mkdir()
-            for s in later:
-                (self.folder / str(s)).rename(archive / str(s))
-            sync_folder(self.folder)
+            self.folder.archive(later)
         for s in later:
             self._records.pop(s, None)
         hosts.agree(0)
+        self.last_durable = self._newest()
         return later
 
-    # -- restoring ----------------------------------------------------------------------------------------------------
+    # Restoring
 
     def restore(self, step: int | None, abstract: Any, *, complete: bool = False) -> Restored:
-        """Loads a step, or with None the newest one that is whole, onto the shardings of `abstract` (ShapeDtypeStructs).
+        """Loads a step, or with None the newest that is whole, onto the shardings of `abstract` (a tree of ShapeDtypeStructs).
 
-        `abstract` may be a part of what was saved (the parameters alone); `complete` makes that a mismatch. Damaged steps are moved to `quarantine/`.
+        `abstract` may be a part of what was saved, such as the parameters; with `complete` anything left over is a mismatch.
+        Damaged steps are moved to `quarantine/`.
 
         Raises:
             NoCheckpointError: nothing usable is left.
@@ -223,31 +216,29 @@ class Store:
             raise ValueError(f"these abstract arrays have no sharding: {', '.join(missing)}")
         rejected: list[tuple[int, str]] = []
         for candidate in self._candidates(step):
-            folder = self.folder / str(candidate)
+            folder = self.folder.of(candidate)
             proven = bool(hosts.agree(int(manifest.exists(folder))))
             why = self._damage(candidate, proven)
             if why is None:
+                leaves, failure = {}, None
                 try:
-                    leaves, record = self._load(candidate, wanted, complete, everything=not proven)
-                    loaded = True
-                except ModelError:
-                    raise
+                    leaves = self._load(candidate, wanted, complete, everything=not proven)
                 except Exception as error:
-                    why, loaded = _reason(error), False
-                    if proven or "RESOURCE_EXHAUSTED" in why or isinstance(error, MemoryError):
-                        raise NoCheckpointError(f"{folder} is whole, but could not be loaded: {why}") from error
-                if _everywhere(loaded):
+                    failure = error
+                if orbax.everywhere(failure is None):
                     if not proven and not self.read_only and hosts.is_primary():
                         manifest.write(folder)
-                    for bad, reason in rejected:
-                        _LOG.warning("checkpoint of step %d was rejected (%s); using step %d, %d steps earlier", bad, reason, candidate, bad - candidate)
-                    return Restored(candidate, with_leaves(abstract, leaves), record["meta"], tuple(rejected))
-            rejected.append((candidate, why or "another host could not load it"))
-            self._quarantine(*rejected[-1])
-        tried = "; ".join(f"step {bad}: {why}" for bad, why in rejected) or (
-            f"there is no step {step} (there are: {self._listing()})" if step is not None else "no step was ever completed"
-        )
-        raise NoCheckpointError(f"no usable checkpoint in {self.folder}: {tried}")
+                    return Restored(candidate, with_leaves(abstract, leaves), self.meta(candidate), tuple(rejected))
+                why = self._judge(folder, failure, proven)
+            _LOG.warning("the checkpoint of step %d is damaged, an earlier one is used: %s", candidate, why)
+            rejected.append((candidate, why))
+            self._records.pop(candidate, None)
+            if not self.read_only and hosts.is_primary():
+                self.folder.quarantine(candidate, why)
+        if rejected:
+            raise NoCheckpointError(f"no usable checkpoint in {self.folder}: " + "; ".join(f"step {bad}: {why}" for bad, why in rejected))
+        found = f"there is no step {step} (there are: {self._listing()})" if step is not None else "no checkpoint was ever completed"
+        raise NoCheckpointError(f"no usable checkpoint in {self.folder}: {found}")
 
     def read_arrays(self, step: int, prefix: str = "") -> dict[str, np.ndarray]:
         """The arrays of a durable step whose names begin with `prefix`, as NumPy on the host (PRNG keys as their numbers).
@@ -258,202 +249,143 @@ class Store:
         self.wait()
         if step not in self.steps():
             raise NoCheckpointError(f"there is no step {step} in {self.folder} (there are: {self._listing()})")
-        why = manifest.problem(self.folder / str(step))
+        why = manifest.problem(self.folder.of(step))
         if why is not None:
             raise NoCheckpointError(f"step {step} in {self.folder} is damaged: {why}")
         saved = self._record(step)["arrays"]
-        wanted = {name: _on_host(entry) for name, entry in saved.items() if name.startswith(prefix)}
-        return {name: np.asarray(leaf) for name, leaf in self._read(step, wanted).items()}
+        return self._read(step, {name: np.ndarray for name in saved if name.startswith(prefix)})
 
-    # -- inside: Orbax ------------------------------------------------------------------------------------------------
+    # Inside: arrays and records
 
     def _start(self, job: _Job) -> Any:
-        from orbax.checkpoint import v1 as ocp
-
-        with _context(self.timeout_seconds):
-            return ocp.save_checkpointables_async(self.folder / str(job.step), {"arrays": job.arrays, "record": job.record})
+        if hosts.is_primary():
+            self.folder.set_aside(job.step)
+        return orbax.begin_save(self.folder.of(job.step), job.arrays, job.record)
 
     def _read(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        from orbax.checkpoint import v1 as ocp
-
-        empty = {name: leaf for name, leaf in wanted.items() if not count_bytes(leaf)}  # Orbax stores no array without elements
-        full = {name: leaf for name, leaf in wanted.items() if name not in empty}
-        with _context(self.timeout_seconds):
-            leaves = ocp.load_checkpointables(self.folder / str(step), {"arrays": full})["arrays"] if full else {}
-        return leaves | {name: jax.device_put(np.zeros(leaf.shape, leaf.dtype), getattr(leaf, "sharding", None)) for name, leaf in empty.items()}
+        """`wanted` gives a ShapeDtypeStruct (-> jax.Array) or `np.ndarray` (-> NumPy) per name."""
+        saved = self._record(step)["arrays"]
+        empty = [name for name in wanted if 0 in saved[name]["shape"]]  # not stored
+        leaves = orbax.read_arrays(self.folder.of(step), {name: leaf for name, leaf in wanted.items() if name not in empty})
+        for name in empty:
+            zeros = np.zeros(saved[name]["shape"], saved[name]["dtype"])
+            leaves[name] = zeros if wanted[name] is np.ndarray else jax.device_put(zeros, wanted[name].sharding)
+        return leaves
 
     def _record(self, step: int) -> dict[str, Any]:
-        from orbax.checkpoint import v1 as ocp
-
         if step not in self._records:
-            with _context(self.timeout_seconds):
-                self._records[step] = ocp.load_checkpointables(self.folder / str(step), {"record": None})["record"]
+            self._records[step] = orbax.read_record(self.folder.of(step))
         return self._records[step]
 
-    # -- inside: the background ---------------------------------------------------------------------------------------
+    def _load(self, step: int, wanted: Mapping[str, Any], complete: bool, everything: bool) -> dict[str, Any]:
+        """With `everything`, arrays that nobody asked for are read too: a checkpoint without manifest must load fully to be trusted."""
+        saved = self._record(step)["arrays"]
+        check(saved, wanted, str(self.folder.of(step)), complete)
+        rest = {name: np.ndarray for name in saved if everything and name not in wanted}
+        leaves = self._read(step, {**rest, **wanted})
+        return {name: leaves[name] for name in wanted}
+
+    # Inside: the background
+
+    def _join(self) -> bool:
+        """Waits for this host's part; whether there was anything to wait for."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        return thread is not None
 
     def _finish(self, job: _Job, response: Any) -> None:
-        """Runs in a thread: waits for Orbax, proves the step, then lets go of old ones. One more try after a failure."""
+        """Runs in a thread: waits for Orbax, proves the step, then lets go of old ones. After a failure, one more try."""
         try:
             try:
                 self._complete(job, response)
             except Exception as error:
-                alone = jax.process_count() == 1 and not any(getattr(leaf, "is_deleted", bool)() for leaf in job.arrays.values())
-                if not alone or isinstance(error, TimeoutError):
+                gone = any(getattr(leaf, "is_deleted", bool)() for leaf in job.arrays.values())
+                if gone or isinstance(error, TimeoutError) or jax.process_count() > 1:
                     raise
-                _LOG.warning("saving step %d failed (%s); making room and trying once more", job.step, _reason(error))
-                self._tidy()
-                self._prune(keep_latest=1, shed=True)
+                _LOG.warning("saving step %d failed (%s); making room and trying once more", job.step, orbax.reason(error))
+                self.folder.tidy()
+                self._prune(keep_latest=1)
+                self.folder.drop_archive()
                 self._complete(job, self._start(job))
         except Exception as error:
-            if hosts.is_primary():
-                self._tidy()
-                self._bring_back(job.step)
-            self._failure = self._disk_error(job.step, error)
+            self._failure = self._given_up(job.step, error)
 
     def _complete(self, job: _Job, response: Any) -> None:
         response.result(timeout=self.timeout_seconds)
-        if hosts.is_primary():
-            manifest.write(self.folder / str(job.step))
         self._records[job.step] = job.record
+        if hosts.is_primary():
+            manifest.write(self.folder.of(job.step))
         self.last_durable = Durable(job.step, time.time())
         if hosts.is_primary():
-            self._remove(self.folder / f"{job.step}.replaced")
+            self.folder.settle(job.step)
             self._prune(self.keep_latest)
 
-    # -- inside: the folder -------------------------------------------------------------------------------------------
+    def _given_up(self, step: int, error: BaseException) -> DiskError:
+        if hosts.is_primary():
+            self.folder.tidy()
+        return self._disk_error(step, orbax.reason(error))
 
-    def _committed(self) -> list[int]:
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
+    # Inside: keeping and judging
+
+    def _newest(self) -> Durable | None:
+        step = self.latest_step
+        return None if step is None else Durable(step, manifest.written_at(self.folder.of(step)))
+
+    def _prune(self, keep_latest: int) -> None:
+        durable, best = self.steps(), self.best_step
+        keep = {*durable[-keep_latest:], *([] if best is None else [best])}
+        for step in self.folder.committed():
+            if durable and step < durable[-1] and step not in keep:
+                self.folder.remove(step)
+                self._records.pop(step, None)
+
+    def _make_room(self, step: int, state_bytes: int) -> None:
+        needed, enough = int(_ROOM * state_bytes) + (1 << 20), True
+        if hosts.is_primary():
+            if self.folder.free_bytes() < needed:
+                self._prune(keep_latest=1)
+                self.folder.drop_archive()
+            enough = self.folder.free_bytes() >= needed
+        if not hosts.agree(int(enough)):
+            raise self._disk_error(step, f"{needed / 2**20:.0f} MiB of free space are needed")
+
+    def _disk_error(self, step: int, cause: str) -> DiskError:
+        free, spare = self.folder.free_bytes() / 2**20, self.folder.quarantined_bytes() / 2**20
+        return DiskError(
+            f"the checkpoint of step {step} was not saved: {cause}\n"
+            f"  {self.folder} holds steps {self._listing()}; {free:.0f} MiB are free, {spare:.0f} MiB lie in quarantine/\n"
+            "  free some space or move the run folder, then resume: it goes on from the newest step above"
+        )
 
     def _listing(self) -> str:
         best = self.best_step
         return ", ".join(f"{step} (best)" if step == best else str(step) for step in self.steps()) or "none"
 
-    def _tidy(self) -> None:
-        """Removes what a killed or failed save left, and brings back a step whose replacement was never finished."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in list(self.folder.iterdir()):
-            if any(mark in path.name for mark in _UNFINISHED):
-                self._remove(path)
-            elif path.suffix == ".replaced":
-                self._bring_back(int(path.stem)) if not manifest.exists(self.folder / path.stem) else self._remove(path)
-
-    def _set_aside(self, step: int) -> None:
-        if (self.folder / str(step)).exists():
-            (self.folder / str(step)).rename(self.folder / f"{step}.replaced")
-            self._records.pop(step, None)
-
-    def _bring_back(self, step: int) -> None:
-        old = self.folder / f"{step}.replaced"
-        if old.exists():
-            self._remove(self.folder / str(step))
-            old.rename(self.folder / str(step))
-
-    def _remove(self, path: Path) -> None:
-        """Renamed first: a kill in the middle must not leave half a checkpoint under its number."""
-        if path.exists():
-            if path.name.isdecimal():
-                path = path.rename(path.with_name(path.name + ".deleting"))
-            shutil.rmtree(path, ignore_errors=True)
-
-    def _prune(self, keep_latest: int, shed: bool = False) -> None:
-        durable, best = self.steps(), self.best_step
-        keep = {*durable[-keep_latest:], *([best] if best is not None else [])}
-        for step in self._committed():
-            if durable and step < durable[-1] and step not in keep:
-                self._remove(self.folder / str(step))
-                self._records.pop(step, None)
-        if shed:
-            self._remove(self.folder / "archive")
-
-    def _make_room(self, step: int, state_bytes: int) -> None:
-        needed, enough = int(_ROOM * state_bytes) + (1 << 20), True
-        if hosts.is_primary():
-            if shutil.disk_usage(self.folder).free < needed:
-                self._prune(keep_latest=1, shed=True)
-            enough = shutil.disk_usage(self.folder).free >= needed
-        if not hosts.agree(int(enough)):
-            raise self._disk_error(step, None, needed)
-
-    def _disk_error(self, step: int, error: BaseException | None, needed: int = 0) -> DiskError:
-        cause = _reason(error) if error else f"{needed / 2**20:.0f} MiB of free space are needed"
-        free, spare = shutil.disk_usage(self.folder).free / 2**20, manifest.size(self.folder / "quarantine") / 2**20
-        return DiskError(
-            f"the checkpoint of step {step} was not saved: {cause}\n"
-            f"  on disk: steps {self._listing()} in {self.folder}; {free:.0f} MiB are free{f', {spare:.0f} MiB lie in quarantine/' if spare else ''}\n"
-            "  free some space or move the run folder, then resume: it goes on from the newest step above"
-        )
-
     def _candidates(self, step: int | None) -> list[int]:
         """Newest first, the same on every host."""
-        found = self._committed()[::-1] if step is None else [s for s in self._committed() if s == step]
+        found = [s for s in self.folder.committed()[::-1] if step in (None, s)]
         count = int(hosts.agree(len(found)))
-        return [int(s) for s in np.atleast_1d(hosts.agree(np.asarray(found[:count] + [0] * (count - len(found)), np.int32)))]
+        if jax.process_count() == 1 or not count:
+            return found[:count]
+        return np.asarray(hosts.agree(np.resize(np.asarray(found or [0], np.int32), count))).tolist()
 
     def _damage(self, step: int, proven: bool) -> str | None:
         """Why the files of a step cannot be trusted; without a manifest (killed right after the commit) loading will tell."""
         why = None
         if hosts.is_primary():
-            folder = self.folder / str(step)
             if proven:
-                why = manifest.problem(folder)
-            elif not (folder / "commit_success.txt").is_file():
+                why = manifest.problem(self.folder.of(step))
+            elif not (self.folder.of(step) / orbax.COMMITTED).is_file():
                 why = "it was never completed"
-        return why if hosts.agree(int(why is None)) == 1 else why or "rejected by the first host"
+        return why if hosts.agree(int(why is None)) else why or "rejected by the first host"
 
-    def _load(self, step: int, wanted: Mapping[str, Any], complete: bool, everything: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-        record = self._record(step)
-        check(record["arrays"], wanted, f"{self.folder / str(step)}", complete)
-        rest = {name: _on_host(entry) for name, entry in record["arrays"].items() if everything and name not in wanted}
-        leaves = self._read(step, {**rest, **wanted})
-        return {name: leaves[name] for name in wanted}, record
-
-    def _quarantine(self, step: int, why: str) -> None:
-        _LOG.warning("checkpoint of step %d in %s is damaged: %s", step, self.folder, why)
-        self._records.pop(step, None)
-        if self.read_only or not hosts.is_primary():
-            return
-        try:
-            place = self.folder / "quarantine" / f"{step}-{time.time_ns() // 1_000_000}"
-            place.parent.mkdir(exist_ok=True)
-            (self.folder / str(step)).rename(place)
-            place.with_name(place.name + ".txt").write_text(why + "\n", encoding="utf-8")
-        except OSError as error:
-            _LOG.warning("step %d could not be moved to quarantine/ (%s)", step, error)
-
-
-def _context(timeout_seconds: float) -> Any:
-    """How Orbax is used: the record as plain JSON, parts readable, no compression (random weights shrink by 7 % and cost twice the CPU)."""
-    from orbax.checkpoint import v1 as ocp
-
-    context = ocp.Context()
-    context.checkpointables.registry = ocp.handlers.local_registry()
-    context.checkpointables.registry.add(ocp.handlers.JsonHandler, checkpointable_name="record")
-    context.array.saving.use_compression = False
-    context.pytree.loading.partial_load = True
-    context.asynchronous.timeout_secs = int(timeout_seconds)
-    return context
-
-
-def _on_host(entry: Mapping[str, Any]) -> np.ndarray:
-    """Asks Orbax for NumPy. A PRNG key is stored as its numbers, whose shape Orbax knows itself."""
-    kind = str(entry["dtype"])
-    return np.broadcast_to(np.zeros((), np.uint32 if kind.startswith("key<") else kind), entry["shape"])
-
-
-def _everywhere(fine: bool) -> bool:
-    if jax.process_count() == 1:
-        return fine
-    from jax.experimental import multihost_utils
-
-    return bool(np.min(multihost_utils.process_allgather(np.int32(fine))))
-
-
-def _reason(error: BaseException) -> str:
-    """The root cause: Orbax hides it behind a chain of its own errors."""
-    while (deeper := error.__cause__ or error.__context__) is not None:
-        error = deeper
-    return f"{type(error).__name__}: {str(error)[:400]}"
+    def _judge(self, folder: Path, failure: Exception | None, proven: bool) -> str:
+        """What a failure to load says: a wrong wish or a lack of memory is no damage, and nothing is once the files are proven."""
+        if failure is None:
+            return "another host could not load it"
+        if not isinstance(failure, orbax.LoadError):
+            raise failure
+        if proven or "RESOURCE_EXHAUSTED" in str(failure) or "MemoryError" in str(failure):
+            raise NoCheckpointError(f"{folder} is whole, but could not be loaded: {failure}") from failure
+        return str(failure)

@@ -23,9 +23,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("warmup_ratio", "warmup_steps", "num_warmup_steps", "warmup_fraction"), ("schedule.warmup",)),
     **dict.fromkeys(("optim", "optimiser"), ("optimizer",)),
     **dict.fromkeys(("wd", "decay"), ("optimizer.weight_decay", "weight_decay")),
-    **dict.fromkeys(("adam_beta1", "beta_1"), ("optimizer.b1", "optimizer.beta1")),
-    **dict.fromkeys(("adam_beta2", "beta_2"), ("optimizer.b2", "optimizer.beta2")),
-    **dict.fromkeys(("adam_epsilon", "epsilon"), ("optimizer.eps", "optimizer.epsilon")),
+    **dict.fromkeys(("adam_beta1", "beta_1", "b1"), ("optimizer.beta1",)),
+    **dict.fromkeys(("adam_beta2", "beta_2", "b2"), ("optimizer.beta2",)),
+    **dict.fromkeys(("adam_epsilon", "eps"), ("optimizer.epsilon",)),
     **dict.fromkeys(("layerwise_lr_decay", "llrd", "layer_lr_decay"), ("layer_decay",)),
     **dict.fromkeys(("max_grad_norm", "clip_grad_norm", "gradient_clip_val", "gradient_clipping", "grad_clip", "clipnorm"), _CLIP),
     **dict.fromkeys(("batch", "bs", "train_batch_size", "global_batch_size", "micro_batch_size"), _BATCH),
@@ -66,9 +66,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 # Words of other tools that have no setting here, and where their matter is decided.
 ELSEWHERE: dict[str, str] = {
-    **dict.fromkeys(
-        ("output_dir", "output_path", "save_dir", "log_dir"), "--runs-dir and --name choose the run folder"
-    ),
+    **dict.fromkeys(("output_dir", "output_path", "save_dir", "log_dir"), "--runs-dir and --name choose the run folder"),
     **dict.fromkeys(("do_train", "do_eval", "do_predict"), "the command says it (jaxtune train, evaluate, predict)"),
     **dict.fromkeys(("resume", "resume_from_checkpoint"), "jaxtune resume RUN does that"),
     **dict.fromkeys(("num_labels", "num_classes"), "the classes are counted in the training data"),
@@ -87,10 +85,9 @@ def suggest(cls: type[Component], data: Any, key: Key) -> str:
 
     if word in beside:
         return _did_you_mean((*key[:-1], beside[word]))
-    for ending in ALIASES.get(word, ()):
-        path = _closest(key, [p for p in known if _words(p)[-ending.count(".") - 1 :] == ending.split(".")])
-        if path:
-            return f'; this is "{dotted(path)}" here'
+    endings = [ending.split(".") for ending in ALIASES.get(word, ())]
+    if path := _closest(key, [p for ending in endings for p in known if _words(p)[-len(ending) :] == ending]):
+        return f'; this is "{dotted(path)}" here'
     if word in ELSEWHERE:
         return f"; {ELSEWHERE[word]}"
     if close := difflib.get_close_matches(word, beside, 1, 0.8):
@@ -120,12 +117,12 @@ def _words(path: Key) -> list[str]:
 
 
 def _closest(key: Key, paths: list[Key]) -> Key | None:
-    """The path that shares most of its beginning with `key`; of equal ones the shortest, then the first."""
+    """The path that shares most of its beginning with `key`; of equal ones the first."""
 
     def shared(path: Key) -> int:
         return next((i for i, (a, b) in enumerate(zip(path, key, strict=False)) if a != b), min(len(path), len(key)))
 
-    return min(paths, key=lambda path: (-shared(path), len(path)), default=None)
+    return max(paths, key=shared, default=None)
 
 
 def _other_kinds(found: tuple[Place, Any] | None, owner: type[Component] | None, name: str) -> str:

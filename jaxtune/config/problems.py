@@ -59,6 +59,8 @@ def explain(error: ValidationError, document: Document, cls: type[Component]) ->
         else:  # the branches of a union complain each for itself
             texts = [_wrong(document, key, problems)]
         lines += [(_order(origin), f"{origin}: {text}") for origin, text in texts]
+    meant = {named[1] for _, text in lines if (named := re.search(r'(?:did you mean|this is) "([^"]*)"', text))}  # said already
+    lines = [line for line in lines if not any(f': missing setting "{key}"' in line[1] for key in meant)]
     return list(dict.fromkeys(text for _, text in sorted(lines, key=lambda line: line[0])))
 
 

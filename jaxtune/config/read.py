@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jaxtune.config.document import Document, load_document, split_key
+from jaxtune.config.document import Document, get, load_document, split_key
 from jaxtune.config.problems import explain
 from jaxtune.config.schema import default_of, field_at, place_at
 from jaxtune.config.yaml12 import Key, Origin, dotted, parse_value
@@ -24,7 +24,7 @@ __all__ = ["Document", "apply_overrides", "build", "load_document", "read"]
 _SOURCE = "command line"
 
 
-def read(path: str | Path, overrides: Sequence[str] = (), *, cls: type[Component] | str) -> Any:
+def read(path: str | Path, overrides: Sequence[str], cls: type[Component] | str) -> Any:
     """The experiment in a file, as an object of `cls` (a class, or `"module:Class"`, imported once the file is known to be YAML).
 
     Raises:
@@ -81,16 +81,14 @@ def apply_overrides(document: Document, overrides: Sequence[str], cls: type[Comp
 
 def _set(data: Any, lines: dict[Key, Origin], key: Key, value: Any, cls: type[Component]) -> None:
     origin = Origin(_SOURCE, key=dotted(key))
-    section = data
-    for depth, part in enumerate(key[:-1]):
-        here = key[: depth + 1]
-        _check_index(section, part, key[:depth])
-        below = section[part] if isinstance(section, list) else section.get(part)
+    for depth in range(1, len(key)):
+        here = key[:depth]
+        section = _section(data, here[:-1], here[-1])
+        below = get(section, here[-1:])
         if not isinstance(below, dict | list):
-            below = section[part] = _opened(data, below, here, cls)
+            section[here[-1]] = _opened(data, below, here, cls)
             lines.setdefault(here, origin)
-        section = below
-    _check_index(section, key[-1], key[:-1])
+    section = _section(data, key[:-1], key[-1])
     if key[-1] == "kind" and section.get("kind", value) != value:
         section.clear()
         _forget(lines, key[:-1])
@@ -99,9 +97,15 @@ def _set(data: Any, lines: dict[Key, Origin], key: Key, value: Any, cls: type[Co
     lines[key] = origin
 
 
-def _check_index(items: Any, part: str | int, key: Key) -> None:
-    if not isinstance(items, list):
-        return
+def _section(data: Any, key: Key, part: str | int) -> Any:
+    """The section or list at `key`, in which `part` can be set."""
+    section = get(data, key)
+    if isinstance(section, list):
+        _check_index(section, part, key)
+    return section
+
+
+def _check_index(items: list[Any], part: str | int, key: Key) -> None:
     if not isinstance(part, int):
         hint = "" if not items else f", 0 to {len(items) - 1}" if len(items) > 1 else ", 0"
         raise ConfigError(f'"{dotted(key)}" is a list; name an item by its number{hint}')

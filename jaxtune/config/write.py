@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -25,7 +25,7 @@ _LINE = 80  # a list or section of plain values up to this length stays on one l
 class _Dumper(yaml.SafeDumper):
     """Quotes every text that YAML 1.1 or 1.2 would read as something else."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
         first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + Yaml12Loader.yaml_implicit_resolvers.get(first, [])
         for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *Yaml12Loader.yaml_implicit_resolvers}
     }

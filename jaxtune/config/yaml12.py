@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -38,7 +38,7 @@ _SCALARS = (
 class Yaml12Loader(yaml.SafeLoader):
     """PyYAML's parser with the scalar rules of YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
 for _name, _pattern, _first in _SCALARS:
@@ -131,7 +131,7 @@ class _Walk:
         self._count += 1
         if self._count > MAX_NODES:
             raise ConfigError(
-                f"{_at(self.file, None)}has more than {MAX_NODES:,} values (aliases counted as often as they are used); expected an experiment"
+                f"{_at(self.file, None)}has more than {MAX_NODES:,} values (an alias counts as often as it is used); not an experiment"
             )
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)

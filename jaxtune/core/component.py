@@ -19,30 +19,6 @@ from jaxtune.core.errors import ConfigError
 COLLECT = {"collect_problems": True}  # validation context of config.read: a ConfigError of a validator joins the other problems
 
 
-class Component(BaseModel):
-    """Frozen, strict about unknown keys, hashable, equal by value.
-
-    Numbers and truth values are taken as they are: "3", 3.0 and true are not whole numbers, and "yes" is not true.
-    A validator may raise `ConfigError` with one or many problems: from Python it arrives as it is, while an experiment is
-    read it is collected with everything else that is wrong.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="strings")
-
-    def __hash__(self) -> int:
-        return hash((type(self), _frozen(self.__dict__)))
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema = handler(source)
-        if schema["type"] in ("definition-ref", "definitions", "function-wrap"):  # seen before: already wrapped
-            return schema
-        inner: Any = dict(schema)
-        ref = inner.pop("ref", None)
-        _strict_scalars(inner, cls)
-        return core_schema.with_info_wrap_validator_function(_collect, inner, ref=ref)
-
-
 def _collect(value: Any, handler: core_schema.ValidatorFunctionWrapHandler, info: core_schema.ValidationInfo) -> Any:
     if not (info.context or {}).get("collect_problems"):
         return handler(value)
@@ -74,6 +50,30 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_frozen(part) for part in value)
     return value
+
+
+class Component(BaseModel):
+    """Frozen, strict about unknown keys, hashable, equal by value.
+
+    Numbers and truth values are taken as they are: "3", 3.0 and true are not whole numbers, and "yes" is not true.
+    A validator may raise `ConfigError` with one or many problems: from Python it arrives as it is, while an experiment is
+    read it is collected with everything else that is wrong.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="strings")
+
+    def __hash__(self) -> int:
+        return hash((type(self), _frozen(self.__dict__)))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        if schema["type"] in ("definition-ref", "definitions", "function-wrap"):  # seen before: already wrapped
+            return schema
+        inner: Any = dict(schema)
+        ref = inner.pop("ref", None)
+        _strict_scalars(inner, cls)
+        return core_schema.with_info_wrap_validator_function(_collect, inner, ref=ref)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

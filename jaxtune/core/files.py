@@ -55,27 +55,25 @@ def plain(value: Any) -> Any:
 class Rows:
     """A file of JSON objects, one a line, that is only appended to.
 
-    A line torn by a crash is dropped when the file is opened again. A disk that refuses a row costs that row and one
-    warning, never the training.
+    A line torn by a crash is dropped. A disk that refuses a row costs that row and one warning, never the training.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._file: Any = None
+        self._whole = False  # the last line is known to be complete
         self._warned = False
 
     def append(self, row: Mapping[str, Any]) -> None:
+        """The row is in the file (not necessarily on the disk) when this returns; 30 microseconds, so nothing is kept open."""
+        line = json.dumps(plain(row), ensure_ascii=False) + "\n"
         try:
-            if self._file is None:
-                self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close())
-                if self._file.tell() and not _ends_with_newline(self.path):
-                    self._file.write("\n")
-            self._file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
-            self._file.flush()
+            if not self._whole and self.path.exists() and not _ends_with_newline(self.path):
+                line = "\n" + line
+            self._whole = False
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+            self._whole = True
         except OSError as error:
-            self._file, broken = None, self._file
-            if broken is not None:
-                _close_quietly(broken)
             if not self._warned:
                 self._warned = True
                 _LOG.warning("%s: a row could not be written (%s); training goes on, such rows are lost", self.path, error)
@@ -92,7 +90,6 @@ class Rows:
 
     def drop_after(self, step: int) -> int:
         """Takes back the rows of later steps (a resumed run writes them again); the number of rows dropped."""
-        self.close()
         if not self.path.exists():
             return 0
         rows = list(self.read())
@@ -100,11 +97,6 @@ class Rows:
         if len(kept) < len(rows) or not _ends_with_newline(self.path):
             write_whole(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
         return len(rows) - len(kept)
-
-    def close(self) -> None:
-        if self._file is not None:
-            _close_quietly(self._file)
-            self._file = None
 
 
 def _parse(line: str) -> dict[str, Any] | None:
@@ -121,10 +113,3 @@ def _ends_with_newline(path: Path) -> bool:
             return True
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
-
-
-def _close_quietly(file: Any) -> None:
-    try:
-        file.close()
-    except OSError:
-        pass

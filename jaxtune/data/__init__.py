@@ -1,4 +1,4 @@
-"""The tables of what can stand under `data:` in an experiment: sources, splits and transforms by name.
+"""The tables of what can stand under `data:` in an experiment: sources, splits, transforms and augmentations by name.
 
 The tables are lazy: a name costs nothing until it is chosen, so image, parquet and TFDS readers never slow down a text run.
 """
@@ -28,4 +28,15 @@ TRANSFORMS = {
     "clean_text": "jaxtune.data.transforms.clean_text:CleanText",
     "filter": "jaxtune.data.transforms.columns:Filter",
     "rename": "jaxtune.data.transforms.columns:Rename",
+}
+
+AUGMENTS = {
+    "random_deletion": "jaxtune.data.transforms.augment:RandomDeletion",
+    "random_swap": "jaxtune.data.transforms.augment:RandomSwap",
+    "flip": "jaxtune.data.transforms.augment_image:Flip",
+    "crop": "jaxtune.data.transforms.augment_image:Crop",
+    "resized_crop": "jaxtune.data.transforms.augment_image:ResizedCrop",
+    "cutout": "jaxtune.data.transforms.augment_image:Cutout",
+    "mixup": "jaxtune.data.transforms.augment_image:Mixup",
+    "rand_augment": "jaxtune.data.transforms.rand_augment:RandAugment",
 }

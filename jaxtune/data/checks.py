@@ -6,7 +6,7 @@ Checks return instead of raising, so that a user with empty texts and an unknown
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,16 +30,22 @@ class Problem:
     sample: str = ""
 
     def __str__(self) -> str:
-        named = ", ".join(map(str, self.rows[:NAMED_ROWS])) + (f" and {len(self.rows) - NAMED_ROWS} more" if len(self.rows) > NAMED_ROWS else "")
+        named = ", ".join(map(str, self.rows[:NAMED_ROWS])) + (
+            f" and {len(self.rows) - NAMED_ROWS} more" if len(self.rows) > NAMED_ROWS else ""
+        )
         rows = f" (row{'s' if len(self.rows) > 1 else ''} {named})" if self.rows else ""
         sample = f', e.g. "{printable(self.sample)}"' if self.sample else ""
         return f"{self.found}{rows}{sample}; {self.remedy}"
 
 
-def stop_on(problems: Iterable[Problem]) -> None:
-    """Raises:
-    DataError: there are problems; one line each.
+def stop_on(problems: Iterable[Problem], source_rows: Sequence[int] | np.ndarray | None = None) -> None:
+    """`source_rows` gives the source's number of every checked row, where transforms have left some out: users know only those.
+
+    Raises:
+        DataError: there are problems; one line each.
     """
+    if source_rows is not None:
+        problems = [replace(problem, rows=tuple(int(source_rows[row]) for row in problem.rows)) for problem in problems]
     lines = [str(problem) for problem in problems]
     if lines:
         raise DataError("\n".join(lines))
@@ -76,7 +82,11 @@ def check_texts(texts: Sequence[Any], rows: Iterable[int], field: str = "text") 
     problems: list[Problem] = []
     if empty:
         problems.append(
-            Problem(f'field "{field}": {len(empty)} empty texts', "fill them in, or leave them out: {kind: clean_text, min_characters: 1}", tuple(empty))
+            Problem(
+                f'field "{field}": {len(empty)} empty texts',
+                "fill them in, or leave them out: {kind: clean_text, min_characters: 1}",
+                tuple(empty),
+            )
         )
     if other:
         kind = type(texts[other[0]]).__name__
@@ -96,7 +106,9 @@ def check_labels(labels: Sequence[Any], parts: Parts, field: str = "label", name
     problems: list[Problem] = []
     missing = sorted(row for by_label in where.values() for row in by_label.pop(None, ()))
     if missing:
-        problems.append(Problem(f'field "{field}": {len(missing)} rows without a label', "fill them in, or filter these rows out", tuple(missing)))
+        problems.append(
+            Problem(f'field "{field}": {len(missing)} rows without a label', "fill them in, or filter these rows out", tuple(missing))
+        )
     training = {label for label in where.get("train", {}) if label is not None}
     known = training if names is None else set(names)
     problems += _unknown(where, known, field, "training" if names is None else "the declared classes")
@@ -105,10 +117,14 @@ def check_labels(labels: Sequence[Any], parts: Parts, field: str = "label", name
         elsewhere = [row for split in where for name in unseen for row in where[split].get(name, ())]
         shown = ", ".join(printable(name, 30) for name in unseen[:10]) + (" ..." if len(unseen) > 10 else "")
         remedy = "add training rows of these classes, or take them out of the classes with {kind: filter}"
-        problems.append(Problem(f'field "{field}": {len(unseen)} classes never seen in training: {shown}', remedy, tuple(sorted(elsewhere))))
+        problems.append(
+            Problem(f'field "{field}": {len(unseen)} classes never seen in training: {shown}', remedy, tuple(sorted(elsewhere)))
+        )
     if len(training) == 1 and not any(isinstance(value, list | tuple | np.ndarray) for value in labels):
         only = next(iter(training))
-        problems.append(Problem(f'field "{field}": every training row has the same label "{printable(only)}"', "name the field that holds the classes"))
+        problems.append(
+            Problem(f'field "{field}": every training row has the same label "{printable(only)}"', "name the field that holds the classes")
+        )
     return problems
 
 
@@ -168,10 +184,14 @@ def check_weights(weights: Sequence[Any] | np.ndarray, rows: Sequence[int] | np.
         return []
     if len(masked) == len(rows):
         return [Problem(f"all {len(masked)} rows have every target masked", "check what the loss is taken over: nothing would be learned")]
-    return [Problem(f"{len(masked)} rows have every target masked", "they teach nothing; leave them out, or allow longer inputs", tuple(masked))]
+    return [
+        Problem(f"{len(masked)} rows have every target masked", "they teach nothing; leave them out, or allow longer inputs", tuple(masked))
+    ]
 
 
-def check_images(images: Callable[[int], np.ndarray], rows: Iterable[int], channels: int | None = None, field: str = "image") -> list[Problem]:
+def check_images(
+    images: Callable[[int], np.ndarray], rows: Iterable[int], channels: int | None = None, field: str = "image"
+) -> list[Problem]:
     """Images that cannot be read, are not [Y,X,C], have other channels than the model, or non-finite pixels.
 
     `images(row)` gives one image, so that they are never all in memory. With `channels` None, all must have those of the first.
@@ -197,11 +217,17 @@ def check_images(images: Callable[[int], np.ndarray], rows: Iterable[int], chann
     problems: list[Problem] = []
     if unreadable:
         first = sample["unreadable"]
-        problems.append(Problem(f'field "{field}": {len(unreadable)} images cannot be read (first: {first})', "repair or remove them", tuple(unreadable)))
+        problems.append(
+            Problem(
+                f'field "{field}": {len(unreadable)} images cannot be read (first: {first})', "repair or remove them", tuple(unreadable)
+            )
+        )
     if shaped:
         expected = f"[height, width, {channels}]" if channels else "[height, width, channels]"
         found = f'field "{field}": {len(shaped)} images are not {expected} (first: {sample["shape"]})'
         problems.append(Problem(found, "convert them, or set the source's `channels`", tuple(shaped)))
     if infinite:
-        problems.append(Problem(f'field "{field}": {len(infinite)} images hold NaN or infinite pixels', "correct or remove them", tuple(infinite)))
+        problems.append(
+            Problem(f'field "{field}": {len(infinite)} images hold NaN or infinite pixels', "correct or remove them", tuple(infinite))
+        )
     return problems

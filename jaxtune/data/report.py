@@ -1,4 +1,4 @@
-"""What `check` tells about labels and splits before anything is trained: counts, copies, contradictions. Numbers only; the commands print."""
+"""What `check` tells about labels and splits before training: counts, copies, contradictions. Numbers only; the commands print."""
 
 from __future__ import annotations
 
@@ -90,19 +90,23 @@ def split_report(parts: Mapping[str, np.ndarray], keys: Sequence[str], labels: S
     home = {int(row): name for name, rows in parts.items() for row in rows}
     repeated = copies(keys)
     parted = sum(len({home[row] for row in rows if row in home}) > 1 for rows in repeated)
-    conflicts: list[Conflict] = []
-    for rows in repeated if labels is not None else ():
-        different = sorted({", ".join(label_list(labels[row])) for row in rows})
-        if len(different) > 1:
-            conflicts.append(Conflict(tuple(rows), tuple(different)))
     return SplitReport(
         counts={name: len(rows) for name, rows in parts.items()},
         repeated=len(repeated),
         copies=sum(map(len, repeated)),
         parted=parted,
         left_out=tuple(row for row in range(len(keys)) if row not in home),
-        conflicts=tuple(conflicts),
+        conflicts=() if labels is None else _conflicts(repeated, labels),
     )
+
+
+def _conflicts(repeated: Sequence[Sequence[int]], labels: Sequence[Any]) -> tuple[Conflict, ...]:
+    conflicts: list[Conflict] = []
+    for rows in repeated:
+        different = sorted({", ".join(sorted(label_list(labels[row]))) for row in rows})
+        if len(different) > 1:
+            conflicts.append(Conflict(tuple(rows), tuple(different)))
+    return tuple(conflicts)
 
 
 def label_list(value: Any) -> list[str]:

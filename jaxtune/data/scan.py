@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune.core.component import nearest
 from jaxtune.core.errors import ConfigError, DataError
 from jaxtune.data.duplicates import content_key
 from jaxtune.data.sources.base import Record, Records, row_number
@@ -69,7 +70,9 @@ def scan(records: Records, transforms: Sequence[Transform], content: Sequence[st
         fields, names = transform.fields_after(fields), transform.label_names_after(names)
     missing = [name for name in (*content, *light) if name not in fields]
     if missing:
-        raise ConfigError([f'no column "{name}" in the data (columns: {", ".join(fields)})' for name in dict.fromkeys(missing)])
+        raise ConfigError(
+            [f'no column "{name}" in the data{nearest(name, fields)} (columns: {", ".join(fields)})' for name in dict.fromkeys(missing)]
+        )
     rows: list[int] = []
     keys: list[str] = []
     columns: dict[str, list[Any]] = {name: [] for name in light}

@@ -98,7 +98,7 @@ class Stratified(Dealt):
         return (self.by,)
 
     def _classes(self, columns: Columns, count: int) -> list[str]:
-        return _words(columns[self.by])
+        return _strata(columns, self.by)
 
 
 class Grouped(Dealt):
@@ -113,7 +113,9 @@ class Grouped(Dealt):
     def _units(self, columns: Columns, keys: Sequence[str]) -> list[Unit]:
         missing = [row for row, value in enumerate(columns[self.by]) if value is None]
         if missing:
-            raise DataError(f'split: {len(missing)} rows have no value in "{self.by}" (rows {_some(missing)}); fill it in, or filter them out')
+            raise DataError(
+                f'split: {len(missing)} rows have no value in "{self.by}" (rows {_some(missing)}); fill it in, or filter them out'
+            )
         return _units(len(keys), _together(self.duplicates, keys), _words(columns[self.by]))
 
 
@@ -137,7 +139,7 @@ class KFold(Split):
         return () if self.by is None else (self.by,)
 
     def _assign(self, columns: Columns, keys: Sequence[str]) -> Assignment:
-        classes = [""] * len(keys) if self.by is None else _words(columns[self.by])
+        classes = [""] * len(keys) if self.by is None else _strata(columns, self.by)
         units = _units(len(keys), _together(self.duplicates, keys))
         folds = _deal(units, classes, (1.0 / self.folds,) * self.folds, keys, f"{self.seed} folds")
         tested = set(folds[self.fold])
@@ -162,7 +164,8 @@ class Named(Split):
         leaks = [row for name in SPLIT_NAMES for row in parts[name] if owner[keys[row]] != name]
         if leaks and self.duplicates == "error":
             raise DataError(
-                f"split: {len(leaks)} rows occur again in a later split (rows {_some(leaks)}); remove them, or set duplicates: keep_together"
+                f"split: {len(leaks)} rows occur again in a later split (rows {_some(leaks)}); "
+                "remove them, or set duplicates: keep_together"
             )
         gone = set(leaks)
         return {name: [row for row in rows if row not in gone] for name, rows in parts.items()}
@@ -172,7 +175,9 @@ class Column(Named):
     """The values of a field name the splits."""
 
     by: str = Field("split", description="The field whose value names the split.")
-    names: dict[str, SplitName] = Field({}, description="What the values mean, when they are not train, validation and test: {dev: validation}.")
+    names: dict[str, SplitName] = Field(
+        {}, description="What the values mean, when they are not train, validation and test: {dev: validation}."
+    )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -181,6 +186,10 @@ class Column(Named):
     def _assign(self, columns: Columns, keys: Sequence[str]) -> Assignment:
         meaning: dict[str, str] = {**{name: name for name in SPLIT_NAMES}, **self.names}
         words = _words(columns[self.by])
+        idle = [name for name in self.names if name not in words]
+        if idle:
+            known = sorted(set(words))
+            raise ConfigError([f'split: names: "{name}" does not occur in field "{self.by}"{nearest(name, known)}' for name in idle])
         unknown = Counter(word for word in words if word not in meaning)
         if unknown:
             found = "; ".join(f'"{printable(word)}" {count} times{nearest(word, meaning)}' for word, count in unknown.most_common(5))
@@ -201,20 +210,24 @@ class Given(Named):
     def needs(self) -> tuple[str, ...]:
         return ("split",)
 
+    def assign(self, columns: Columns, keys: Sequence[str]) -> Assignment:
+        if "split" not in columns:
+            raise ConfigError("split: given needs a source that names its splits: write its path (tfds: split) as {train: ..., test: ...}")
+        return super().assign(columns, keys)
+
     def _assign(self, columns: Columns, keys: Sequence[str]) -> Assignment:
         parts = self._named(_words(columns["split"]), {name: name for name in SPLIT_NAMES}, keys)
         if self.validation:
             if held := len(parts["validation"]):
-                raise ConfigError(f"split: validation {self.validation} has no effect, the source names {held} validation rows; leave it out")
+                raise ConfigError(
+                    f"split: validation {self.validation} has no effect, the source names {held} validation rows; leave it out"
+                )
             rows = parts["train"]
             within = _units(len(rows), _together(self.duplicates, [keys[row] for row in rows]))
             units = [[rows[position] for position in unit] for unit in within]
-            parts["train"], parts["validation"] = _deal(units, [""] * len(keys), self._shares, keys, f"{self.seed}", training=True)
+            shares = (1.0 - self.validation, self.validation)
+            parts["train"], parts["validation"] = _deal(units, [""] * len(keys), shares, keys, f"{self.seed}", training=True)
         return _checked(parts, {"train": 1.0, "validation": self.validation}, len(keys))
-
-    @property
-    def _shares(self) -> tuple[float, float]:
-        return (1.0 - self.validation, self.validation)
 
 
 def _together(duplicates: str, keys: Sequence[str]) -> list[str] | None:
@@ -312,6 +325,20 @@ def _checked(parts: Mapping[str, Sequence[int]], shares: Mapping[str, float], un
 def _words(values: Sequence[Any]) -> list[str]:
     """Every value as text, for comparing and sorting; a list of labels (multi-label) is one value."""
     return [str(sorted(map(str, value))) if isinstance(value, list | tuple | np.ndarray) else str(value) for value in values]
+
+
+def _strata(columns: Columns, by: str) -> list[str]:
+    """Raises:
+    ConfigError: most values occur once, so there are no shares to keep.
+    """
+    words = _words(columns[by])
+    alone = sum(count == 1 for count in Counter(words).values())
+    if alone > len(words) / 2:
+        raise ConfigError(
+            f'split: {alone} of {len(words)} rows have a value of their own in "{by}", but stratifying needs values that repeat; '
+            "name a field that holds classes, or use {kind: random}"
+        )
+    return words
 
 
 def _some(rows: Sequence[int]) -> str:

@@ -2,7 +2,7 @@
 
 bfloat16 statistics lose the mean of a wide row, so the conversion stands here once instead of at every call.
 
-Letters: B batch, D features.
+Letters: B batch, T tokens, D features; in the CPU rule X stands for all rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
+
+from jaxtune.layers.cpu_math import narrow, on_cpu, stored, sum_rows, widen
 
 
 def layer_norm(
@@ -18,16 +21,55 @@ def layer_norm(
     scale: Float[Array, "D"],
     bias: Float[Array, "D"] | None,
     epsilon: float,
+    *,
+    backend: str | None = None,
 ) -> Float[Array, "... D"]:
-    """Zero mean and unit variance over the last axis, then scale and bias; float32 inside, x.dtype outside."""
-    values = x.astype(jnp.float32)
+    """Zero mean and unit variance over the last axis, then scale and bias; float32 inside, x.dtype outside.
+
+    `backend` picks the gradient rule (default: the backend of this process); tests name it.
+    """
+    scale = scale.astype(jnp.float32)
+    bias = None if bias is None else bias.astype(jnp.float32)
+    if not on_cpu(backend):
+        return _normalised(x, scale, bias, epsilon)[0].astype(x.dtype)
+    return _fast(epsilon, x.reshape((-1, *x.shape[-2:])) if x.ndim > 3 else x, scale, bias).reshape(x.shape)
+
+
+def _normalised(x: Array, scale: Array, bias: Array | None, epsilon: float) -> tuple[Array, Array, Array]:
+    """The result in float32, and each row's mean and inverse deviation."""
+    values = widen(x)
     mean = values.mean(-1, keepdims=True)
     centred = values - mean
-    inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+    inverse = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
     result = centred * inverse * _row(scale, x.ndim)
-    if bias is not None:
-        result = result + _row(bias, x.ndim)
-    return result.astype(x.dtype)
+    return (result if bias is None else result + _row(bias, x.ndim)), mean, inverse
+
+
+def _fast_forward(epsilon: float, x: Array, scale: Array, bias: Array | None) -> tuple[Array, tuple[Array, ...]]:
+    x = stored(x)
+    result, mean, inverse = _normalised(x, scale, bias, epsilon)
+    return narrow(result, x.dtype), (x, mean, inverse, scale, bias)
+
+
+def _fast_backward(epsilon: float, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array | None]:
+    """For CPU: half the time of autodiff (3.5 for 7.6 ms at [16, 256, 384] in bfloat16 on one core).
+
+    The two row means are products with the scale, since a reduction would first store its input spread to full size.
+    """
+    x, mean, inverse, scale, bias = saved
+    gradient = stored(gradient)
+    normal = (widen(x) - mean) * inverse
+    aligned = stored(widen(gradient) * normal)
+    width = x.shape[-1]
+    shift = jnp.einsum("...D,D->...", widen(gradient), scale)[..., None] / width
+    slope = jnp.einsum("...D,D->...", aligned, scale)[..., None] / width
+    shift, slope = stored((shift, slope))
+    to_x = narrow((widen(gradient) * _row(scale, x.ndim) - shift - normal * slope) * inverse, x.dtype)
+    return to_x, sum_rows(aligned), None if bias is None else sum_rows(gradient)
+
+
+_fast = jax.custom_vjp(lambda *arguments: _fast_forward(*arguments)[0], nondiff_argnums=(0,))
+_fast.defvjp(_fast_forward, _fast_backward)
 
 
 def _row(vector: Array, ndim: int) -> Array:
@@ -72,7 +114,7 @@ class BatchNorm(nnx.Module):
             mean, var = self._batch_statistics(values, weight)
         else:
             mean, var = self.mean[...], self.var[...]
-        inverse = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
+        inverse = lax.rsqrt(var + self.epsilon) * self.scale[...]
         shift = self.bias[...] - mean * inverse
         return (values * _row(inverse, x.ndim) + _row(shift, x.ndim)).astype(x.dtype)
 
@@ -87,6 +129,6 @@ class BatchNorm(nnx.Module):
         var = (jnp.square(values - _row(mean, values.ndim)) * each).sum(axes) / total
         unbiased = var * total / jnp.maximum(count - 1.0, 1.0)
         share = jnp.where(count > 0, self.momentum, 0.0)
-        self.mean[...] += share * (jax.lax.stop_gradient(mean) - self.mean[...])
-        self.var[...] += share * (jax.lax.stop_gradient(unbiased) - self.var[...])
+        self.mean[...] += share * (lax.stop_gradient(mean) - self.mean[...])
+        self.var[...] += share * (lax.stop_gradient(unbiased) - self.var[...])
         return mean, var

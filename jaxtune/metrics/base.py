@@ -84,5 +84,6 @@ def target_of(metric: Metric, batch: Mapping[str, jax.Array]) -> jax.Array:
     """
     if "target" not in batch:
         found = ", ".join(sorted(batch))
-        raise ConfigError(f'metric {type(metric).__name__} compares with the batch\'s "target", which this task does not give (found: {found})')
+        name = type(metric).__name__
+        raise ConfigError(f'metric {name} compares with the batch\'s "target", which this task does not give (found: {found})')
     return batch["target"]

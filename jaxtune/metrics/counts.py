@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxtune.metrics.base import MULTI_LABEL_THRESHOLD, Metric, State, counted, target_of
 from jaxtune.metrics.sums import count, read_count, zero_count
@@ -74,7 +75,7 @@ class CountingMetric(Metric):
         )
 
 
-def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def ratio(above: ArrayLike, below: ArrayLike) -> np.ndarray:
     """above / below in float64, 0 where below is 0."""
-    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
-    return np.divide(above, below, out=np.zeros(np.broadcast_shapes(above.shape, below.shape)), where=below != 0)
+    top, bottom = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    return np.divide(top, bottom, out=np.zeros(np.broadcast_shapes(top.shape, bottom.shape)), where=bottom != 0)

@@ -1,7 +1,8 @@
 """Metrics of predicted numbers: squared and absolute error, correlation, explained variance.
 
 Correlation and explained variance are built from centred sums that are merged batch by batch (Chan, Golub and LeVeque 1979):
-sums of plain squares lose all digits in float32 as soon as the mean is large against the spread.
+sums of plain squares lose all digits in float32 as soon as the mean is large against the spread. For the same reason values
+are taken relative to the first batch's means.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class _Moments(Metric):
     def start(self, classes: int) -> State:
         return {
             "examples": zero_count(),
-            "mean": jnp.zeros((2, classes), jnp.float32),  # prediction, target
+            "origin": jnp.zeros((2, classes), jnp.float32),  # prediction, target: the first batch's means
+            "mean": jnp.zeros((2, classes), jnp.float32),  # from the origin on
             "spread": zero_sum(3, classes),  # prediction squared, target squared, product; all centred
             "residual": zero_sum(classes),
         }
@@ -72,6 +74,8 @@ class _Moments(Metric):
         rows = counted(batch)[:, None]
         before, new = state["examples"].astype(jnp.float32), count(rows).astype(jnp.float32)
         values = jnp.stack([predicted, target], 1)  # [B, 2, C]
+        origin = jnp.where(before > 0, state["origin"], jnp.sum(values, 0) / jnp.maximum(new, 1.0))
+        values = jnp.where(rows[:, :, None], values - origin[None], 0.0)
         mean = jnp.sum(values, 0) / jnp.maximum(new, 1.0)
         centred = jnp.where(rows[:, :, None], values - mean[None], 0.0)
         step = mean - state["mean"]
@@ -80,6 +84,7 @@ class _Moments(Metric):
         between = _products(step[0], step[1]) * (before * share)
         return {
             "examples": state["examples"] + count(rows),
+            "origin": origin,
             "mean": state["mean"] + step * share,
             "spread": add_sum(state["spread"], within + between),
             "residual": add_sum(state["residual"], jnp.sum(jnp.square(error), 0)),
@@ -115,9 +120,7 @@ class R2(_Moments):
         return {"r2": float(each.mean())}
 
 
-def _pairs(
-    metric: Metric, predictions: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _pairs(metric: Metric, predictions: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Prediction, target and their difference, float32 [B, C], 0 in padded rows."""
     rows = counted(batch)[:, None]
     target = jnp.where(rows, target_of(metric, batch).astype(jnp.float32), 0.0)

@@ -59,8 +59,8 @@ def export(
     partial.mkdir(parents=True)
     tensors = gather(base, values, trained)
     write_tensors(partial, tensors)
-    has_head = any(key.startswith("head.") for key in values)
-    config = config_json(base, labels, problem, has_head)
+    config = config_json(base, labels, problem, values)
+    store_dtype(config, tensors)
     (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     source = companions or base.folder
     for name in COMPANIONS:
@@ -131,15 +131,27 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def config_json(base: Base, labels: Sequence[str], problem: str | None, has_head: bool) -> dict[str, Any]:
+def config_json(base: Base, labels: Sequence[str], problem: str | None, values: Mapping[str, jax.Array]) -> dict[str, Any]:
     """config.json of the result: the base's own, with the head's architecture and labels."""
     source = base.checkpoint.config if base.checkpoint is not None else base.family.raw
     config = {**source, "model_type": base.family.model_type}
-    if has_head:
+    if any(key.startswith("head.") for key in values):
         config["architectures"] = [base.family.architecture]
+        outputs = len(values["head.out.bias"])
+        known = len(config.get("id2label") or (0, 1))  # transformers leaves two unnamed classes out
+        if not labels and outputs != known:
+            labels = [f"LABEL_{number}" for number in range(outputs)]
     if labels:
         config["id2label"] = {str(i): name for i, name in enumerate(labels)}
         config["label2id"] = {name: i for i, name in enumerate(labels)}
     if problem:
         config["problem_type"] = problem
     return config
+
+
+def store_dtype(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+    """transformers loads in the precision that config.json names, so a half-precision base must not round what was trained since."""
+    named = config.get("dtype", config.get("torch_dtype"))
+    if named not in (None, "float32") and any(tensor.dtype == np.float32 for tensor in tensors.values()):
+        config.pop("torch_dtype", None)
+        config["dtype"] = "float32"

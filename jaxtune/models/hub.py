@@ -53,9 +53,9 @@ class Checkpoint:
             raise ModelError(f"{folder}: no config.json (found: {there}); expected a Hugging Face model folder")
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ModelError(f"{path}: not valid JSON ({error})") from error
-        if "model_type" not in config:
+        if not isinstance(config, dict) or "model_type" not in config:
             raise ModelError(f"{path}: no \"model_type\"; expected the config.json of a transformers model")
         return cls(folder, config)
 
@@ -83,7 +83,10 @@ class Checkpoint:
     def _shards(self) -> list[Path]:
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            try:
+                names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(f"{index}: damaged ({error!r}); expected an object with a weight_map from tensors to files") from error
         else:
             names = sorted(p.name for p in self.folder.glob("*.safetensors"))
             if "model.safetensors" in names:

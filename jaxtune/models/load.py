@@ -5,7 +5,7 @@ Missing, unexpected and ill-shaped tensors are errors, all named at once, unless
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import EinopsError
 from flax import nnx
 
 from jaxtune.config.locate import locate
@@ -23,7 +22,7 @@ from jaxtune.layers import stack
 from jaxtune.layers.stack import StackOptions
 from jaxtune.models.blueprint import Blueprint, Flat
 from jaxtune.models.family import Family, family_class
-from jaxtune.models.hub import Checkpoint, class_defaults, download
+from jaxtune.models.hub import Checkpoint, TensorInfo, class_defaults, download
 from jaxtune.models.weights import Table
 from jaxtune.parallel.placement import Placement
 
@@ -106,20 +105,18 @@ def plan_load(base: Base, blueprint: Blueprint, table: Table, new_head: bool) ->
         return Plan({}, frozenset(wanted), ())
     tensors, family = base.checkpoint.tensors, base.family
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
-    sources: dict[str, tuple[str, ...]] = {}
-    fresh: set[str] = set()
-    problems: list[str] = []
-    for key in wanted:
-        names = stack.names(key)
-        places = [table.place(name) for name in names]
-        tensor_names = tuple(place.tensor if key.startswith("head.") else prefix + place.tensor for place in places)
-        missing = [name for name in tensor_names if name not in tensors]
-        if key.startswith("head.") and new_head or (missing and matches(names[0], family.renewable)):
-            fresh.add(key)
-        elif missing:
-            problems.append(f"parameter {names[tensor_names.index(missing[0])]} has no tensor {missing[0]} in the checkpoint")
-        else:
-            sources[key] = tensor_names
+
+    def tensor_name(name: str) -> str:
+        return table.place(name).tensor if name.startswith("head.") else prefix + table.place(name).tensor
+
+    sources = {key: tuple(tensor_name(name) for name in stack.names(key)) for key in wanted}
+    fresh = {key for key in wanted if new_head and key.startswith("head.")}
+    for pattern in family.renewable:  # starts fresh where the checkpoint has nothing of it; to have a part of it is damage
+        part = [key for key in wanted if matches(stack.names(key)[0], (pattern,))]
+        if not any(name in tensors for key in part for name in sources[key]):
+            fresh.update(part)
+    sources = {key: names for key, names in sources.items() if key not in fresh}
+    problems = [problem for key, names in sources.items() for problem in misfits(table, key, names, wanted[key].shape, tensors)]
     used = {name for names in sources.values() for name in names}
     left = [name for name in tensors if name not in used]
     ignored = [name for name in left if matches(name, family.unused)]
@@ -127,6 +124,21 @@ def plan_load(base: Base, blueprint: Blueprint, table: Table, new_head: bool) ->
     if problems:
         raise ModelError([f"{base.reference}: {len(problems)} mismatch(es) between checkpoint and {family.model_type}:", *problems[:20]])
     return Plan(sources, frozenset(fresh), tuple(ignored))
+
+
+def misfits(
+    table: Table, key: str, tensor_names: tuple[str, ...], shape: tuple[int, ...], tensors: Mapping[str, TensorInfo]
+) -> Iterator[str]:
+    """What keeps the tensors from filling one stored array."""
+    each = shape[1:] if stack.is_stacked(key) else shape
+    for name, tensor_name in zip(stack.names(key), tensor_names, strict=True):
+        row = table.place(name).row
+        if tensor_name not in tensors:
+            yield f"parameter {name} has no tensor {tensor_name} in the checkpoint"
+        elif not row.fits(tensors[tensor_name].shape, each):
+            found = f"tensor {tensor_name} {list(tensors[tensor_name].shape)} does not fit parameter {name} {list(each)} by '{row.layout}'"
+            hint = "another number of classes needs a new head" if key.startswith("head.") else "config.json and the weights disagree"
+            yield f"{found}; {hint}"
 
 
 def load(
@@ -144,7 +156,7 @@ def load(
         dtype_of: stored path -> dtype to keep it in.
 
     Raises:
-        ModelError: a tensor does not fit its parameter.
+        ModelError: a tensor holds values that are not finite (all such tensors).
     """
     values = {key: cast(value, dtype_of(key)) for key, value in blueprint.initialise(make, plan.fresh, placed).items()}
     problems: list[str] = []
@@ -170,14 +182,8 @@ def assemble(base: Base, table: Table, key: str, tensor_names: tuple[str, ...], 
     for row, (name, tensor_name) in enumerate(zip(stack.names(key), tensor_names, strict=True)):
         place = table.place(name)
         tensor = base.checkpoint.read(tensor_name)
-        try:
-            ours = place.row.to_ours(tensor, each)[place.part]
-        except EinopsError as error:
-            raise ModelError(
-                f"tensor {tensor_name} {list(tensor.shape)} does not fit parameter {name} {list(each)} by '{place.row.layout}'; "
-                "config.json and the weights disagree"
-            ) from error
-        if not np.issubdtype(ours.dtype, np.integer) and not np.isfinite(ours.astype(np.float32)).all():
+        ours = place.row.to_ours(tensor, each)[place.part]
+        if ours.dtype.kind not in "iub" and not np.isfinite(ours).all():
             raise ModelError(f"tensor {tensor_name} holds values that are not finite; the checkpoint is damaged")
         host[row if stacked else ...] = ours
     return host

@@ -57,6 +57,14 @@ class Weight:
         ours = einops.rearrange(tensor, f"{left} -> {right}", **sizes)
         return [ours] if isinstance(self.path, str) else list(ours)
 
+    def fits(self, tensor: Sequence[int], shape: Sequence[int]) -> bool:
+        """Whether a Hugging Face tensor of this shape makes our arrays of the given per-array shape."""
+        try:
+            self.to_ours(np.broadcast_to(np.int8(0), tuple(tensor)), shape)
+        except einops.EinopsError:
+            return False
+        return True
+
     def to_hf(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         left, right = self.sides
         value = arrays[0] if isinstance(self.path, str) else np.stack(arrays)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from jaxtune.core.folders import cache_folder
+
 _STARTED = False
-
-
-def default_cache_folder() -> Path:
-    """Where compiled programs are kept between runs (`JAXTUNE_CACHE` moves it)."""
-    root = os.environ.get("JAXTUNE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "jaxtune") / "compiled"
 
 
 def start(compile_cache: Path | None = None) -> None:
@@ -27,7 +22,7 @@ def start(compile_cache: Path | None = None) -> None:
     if _STARTED:
         return
     _STARTED = True
-    folder = compile_cache or default_cache_folder()
+    folder = compile_cache or cache_folder("compiled")
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

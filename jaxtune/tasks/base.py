@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ from flax import nnx
 from pydantic import Field, model_validator
 
 from jaxtune.core.component import Component, OneOf, nearest
-from jaxtune.core.errors import ConfigError, DataError
+from jaxtune.core.errors import DataError
 from jaxtune.data.examples import Examples
+from jaxtune.data.processor import Limits, Processor
 from jaxtune.data.sources.base import Records
 from jaxtune.layers.dropout import Dropout
 from jaxtune.losses import LOSSES
@@ -26,6 +27,7 @@ from jaxtune.losses.base import Loss
 from jaxtune.metrics import METRICS
 from jaxtune.metrics.base import Metric
 from jaxtune.models.family import Domain
+from jaxtune.models.load import Base
 
 Predictions = dict[str, jax.Array]
 Problem = Literal["single_label", "multi_label", "regression"]
@@ -44,8 +46,8 @@ class Encoded:
     """Examples ready for batches, and what was found on the way.
 
     Attributes:
-        examples: one row per kept record, in the order of the records.
-        kept: record number of each row.
+        examples: one row per record, in the order of the records; empty rows stand for dropped ones.
+        kept: numbers of the records that were not dropped.
         report: facts for `check` and the report (lengths, cuts, drops).
     """
 
@@ -88,8 +90,39 @@ class Task(Component):
 
     @property
     @abstractmethod
+    def content(self) -> tuple[str, ...]:
+        """The record columns that make an example what it is: two rows with equal content are copies."""
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        """The record columns that it reads."""
+        """Every record column that it reads."""
+        return (*self.content, self.label)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns that must hold text."""
+        return ()
+
+    @abstractmethod
+    def processor(self, base: Base) -> Processor:
+        """The tokenizer or image processor that belongs to the base.
+
+        Raises:
+            ConfigError: its files are missing, or it and the model do not fit each other.
+        """
+
+    def bind(self, processor: Processor) -> Self:
+        """This task with whatever `prepare` needs of the processor."""
+        del processor
+        return self
+
+    @abstractmethod
+    def encode(self, records: Records, names: tuple[str, ...], processor: Processor, limits: Limits) -> Encoded:
+        """Examples of all records, in their order.
+
+        Raises:
+            DataError: a record that cannot be encoded, or is too long where that is an error.
+        """
 
     @abstractmethod
     def prepare(self, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
@@ -145,6 +178,14 @@ class Task(Component):
             raise DataError(f'column "{self.label}": {len(wrong)} value(s) that do not fit, e.g. {"; ".join(wrong[:10])}; expected {expected}')
         return out
 
+    def count(self, values: Sequence[Any], rows: np.ndarray, names: Sequence[str]) -> np.ndarray | None:
+        """How often each class occurs in these rows, i64[C]; None for regression."""
+        if self.problem == "regression":
+            return None
+        index = {name: i for i, name in enumerate(names)}
+        found = [index[label] for row in rows for label in ((str(values[row]),) if self.problem == "single_label" else split_labels(values[row]))]
+        return np.bincount(found, minlength=len(names))
+
     def outputs(self, names: Sequence[str]) -> int:
         """Width of the head."""
         return 1 if self.problem == "regression" else len(names)
@@ -186,12 +227,3 @@ def split_labels(value: Any) -> tuple[str, ...]:
                 return tuple(part.strip() for part in value.split(mark) if part.strip())
         return (value.strip(),) if value.strip() else ()
     return tuple(str(part) for part in value)
-
-
-def require_columns(task: Task, records: Records) -> None:
-    """Raises:
-    ConfigError: the data lack a column that the task reads.
-    """
-    missing = [name for name in task.columns if name not in records.fields]
-    if missing:
-        raise ConfigError([f'task: column "{name}" is not in the data{nearest(name, list(records.fields))} (columns: {", ".join(records.fields)})' for name in missing])

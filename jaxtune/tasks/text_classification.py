@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
+import numpy as np
 from pydantic import Field
 
+from jaxtune.core.errors import ConfigError
+from jaxtune.data import cache
+from jaxtune.data.examples import Examples
+from jaxtune.data.processor import Limits, Processor
+from jaxtune.data.sources.base import Records
+from jaxtune.data.transforms.tokenize import LengthReport, Tokenizer
 from jaxtune.models.family import Domain
-from jaxtune.tasks.base import Task
+from jaxtune.models.load import Base
+from jaxtune.tasks.base import Encoded, Task
 
 
 class TextClassification(Task):
@@ -21,8 +29,53 @@ class TextClassification(Task):
     pair: str | None = Field(None, description="column with a second text, for pairs")
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.text, self.label) if self.pair is None else (self.text, self.pair, self.label)
+    def content(self) -> tuple[str, ...]:
+        return (self.text,) if self.pair is None else (self.text, self.pair)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return self.content
 
     def prepare(self, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
         return batch
+
+    def processor(self, base: Base) -> Processor:
+        if base.folder is None:
+            raise ConfigError(f"model.base: {base.reference} has no tokenizer; for text start from a checkpoint (hub id, folder or package://)")
+        tokenizer = Tokenizer.load(base.folder)
+        vocabulary = base.family.vocabulary
+        if vocabulary is not None and tokenizer.vocabulary > vocabulary:
+            raise ConfigError(
+                f"model.base {base.reference}: the tokenizer knows {tokenizer.vocabulary} tokens, the model's table has {vocabulary} rows; "
+                "they belong to different models"
+            )
+        return Processor(tokenizer=tokenizer)
+
+    def encode(self, records: Records, names: tuple[str, ...], processor: Processor, limits: Limits) -> Encoded:
+        """Token rows, cached on disk under everything that decides them; labels are cheap and made anew."""
+        tokenizer, limit = processor.tokenizer, limits.max_tokens
+        assert tokenizer is not None and limit is not None
+        rows = [records[i] for i in range(len(records))]
+
+        def build() -> Examples:
+            pairs = None if self.pair is None else [row[self.pair] for row in rows]
+            encoded = tokenizer.encode([row[self.text] for row in rows], pairs, max_tokens=limit, over_length=limits.over_length)
+            columns: dict[str, Any] = {"tokens": encoded.tokens}
+            if encoded.token_types is not None:
+                columns["token_types"] = encoded.token_types
+            return Examples(columns, facts={"full_length": encoded.full_lengths, "kept": encoded.kept})
+
+        key = cache.fingerprint(
+            {
+                "records": limits.key,
+                "columns": self.content,
+                "tokenizer": tokenizer.fingerprint,
+                "max_tokens": limit,
+                "over_length": limits.over_length,
+            }
+        )
+        stored, hit = cache.load_or_build(limits.cache, key, build)
+        labels = self.encode_labels([row[self.label] for row in rows], names) if self.label in records.fields else {}
+        examples = Examples({**stored.columns, **labels}, stored.lengths, stored.facts)
+        report = {"lengths": LengthReport.of(np.asarray(stored.facts["full_length"]), limit), "from_cache": hit}
+        return Encoded(examples, np.flatnonzero(stored.facts["kept"]), report)

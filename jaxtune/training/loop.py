@@ -10,10 +10,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from jaxtune.core.errors import DivergedError, JaxtuneError
 from jaxtune.parallel.placement import Placement
@@ -76,7 +75,24 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     rules: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: float = 0.0  # in steps, over restarts
+    skipped: int = 0
+    ending: Literal["", "phase", "run", "rollback"] = ""  # how the phase ends here, so that a resumed run does not ask again
+    rollback_factor: float = 1.0
+
+    def note(self, decision: Decision, last: bool) -> None:
+        """Takes over what a decision means for what comes next."""
+        if isinstance(decision, ScaleRate):
+            self.rate_scale *= decision.factor
+        if isinstance(decision, Rollback):
+            self.ending, self.rollback_factor = "rollback", decision.factor
+        elif isinstance(decision, Stop):
+            self.ending = "run"
+        elif last or isinstance(decision, NextPhase):
+            self.ending = "phase"
+
+    def next_phase(self) -> None:
+        self.phase, self.phase_step, self.rules, self.ending = self.phase + 1, 0, [], ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -119,12 +135,12 @@ def train_phase(
     rules: Sequence[StopRule] = (),
     save: Callable[[TrainState, Progress, float | None], None] | None = None,
     interrupted: Callable[[int], type[JaxtuneError] | None] = lambda step: None,
-    wait_seconds: Callable[[], float] = lambda: 0.0,
 ) -> Iterator[tuple[Event, TrainState]]:
     """Trains from `progress.phase_step` to the end of the phase.
 
     Args:
-        batches: yields objects with `.arrays` (on the device), `.examples`, `.tokens`, and `.ids` (example ids on the host).
+        batches: yields objects with `.arrays` (on the devices), `.examples`, `.tokens` and `.ids` (example ids on the host); a
+            `wait_seconds` of its own tells how long it kept the loop waiting.
         controls: (step of the phase, rate scale) -> the step's traced scalars, host values.
         save: starts a checkpoint; called with the metric when an evaluation belongs to this very step.
         interrupted: asked after every step; a class means: save and raise it.
@@ -134,65 +150,114 @@ def train_phase(
 
     Raises:
         DivergedError: too many steps in a row were not finite.
-        Preempted, Interrupted: after the checkpoint is durable.
+        JaxtuneError: what `interrupted` asked for, after the checkpoint has begun.
     """
-    pending: tuple[int, Any, Any, float, bool] | None = None
-    clock = time.perf_counter()
-    waited = wait_seconds()
-    loss = math.nan
+    meter = Meter(batches, progress)
+    pending: Pending | None = None
     if not progress.rules:
         progress.rules = [rule.start() for rule in rules]
     for batch in batches:
-        number = progress.phase_step
-        host_controls = controls(number, progress.rate_scale)
-        device_controls = placement.put(host_controls)
+        host = controls(progress.phase_step, progress.rate_scale)
+        scalars = placement.put(host)
         compiled = not step.is_known(batch.arrays)
-        program = step.prepare(state, batch.arrays, device_controls)
+        program = step.prepare(state, batch.arrays, scalars)
         with jax.transfer_guard("disallow"):
-            state, report = program(state, batch.arrays, device_controls)
-        progress.step, progress.phase_step = progress.step + 1, number + 1
+            state, report = program(state, batch.arrays, scalars)
+        progress.step, progress.phase_step = progress.step + 1, progress.phase_step + 1
         if pending is not None:
-            event = read(*pending, since=clock, waited=wait_seconds() - waited)
-            clock, waited = time.perf_counter(), wait_seconds()
-            loss = event.loss
-            yield event, state
-            check_diverged(pending, schedule.skip_limit)
-        pending = (progress.step, batch, report, rate_of(host_controls), compiled)
+            yield meter.read(pending, schedule.skip_limit), state
+        pending = Pending(progress.step, batch, report, rate_of(host), compiled)
 
         last = progress.phase_step >= schedule.steps
+        evaluating = evaluate is not None and (last or due(progress.phase_step, schedule.evaluate_every))
+        reason = interrupted(progress.step)
+        saving = save is not None and (last or reason is not None or due(progress.phase_step, schedule.save_every))
+        if not (evaluating or saving or last):
+            meter.restart()
+            continue
+
+        # From here on the device is idle anyway. The step's own row goes out before the checkpoint that makes it final.
+        told = meter.read(pending, schedule.skip_limit)
+        pending = None
+        yield told, state
         metric: float | None = None
-        decision: Decision | None = None
-        if evaluate is not None and (last or due(progress.phase_step, schedule.evaluate_every)):
-            event = read(*pending, since=clock, waited=wait_seconds() - waited)
-            yield event, state
-            check_diverged(pending, schedule.skip_limit)
-            pending, loss = None, event.loss
+        decision: Decision = Continue()
+        if evaluating:
+            assert evaluate is not None and goal is not None, "an evaluation needs a goal"
             start = time.perf_counter()
             metrics = evaluate(state)
-            assert goal is not None, "an evaluation needs a goal"
             metric = float(metrics[goal.metric])
             is_best = goal.better(metric, progress.best)
             if is_best:
                 progress.best, progress.best_step = metric, progress.step
             yield Evaluated(progress.step, metrics, is_best, time.perf_counter() - start), state
-            decision = decide(rules, progress, goal, metrics, loss, progress.step)
-            if isinstance(decision, ScaleRate):
-                progress.rate_scale *= decision.factor
-            if is_best and save is not None and not last and not due(progress.phase_step, schedule.save_every):
-                yield from saved(save, state, progress, metric, progress.step)
-            clock, waited = time.perf_counter(), wait_seconds()
-        reason = interrupted(progress.step)
-        if save is not None and (last or reason is not None or due(progress.phase_step, schedule.save_every)):
-            yield from saved(save, state, progress, metric, progress.step)
-        if decision is not None and not isinstance(decision, Continue):
+            decision = decide(rules, progress, goal, metrics, told.loss)
+            saving = save is not None and (saving or is_best)
+        progress.note(decision, last)
+        if saving:
+            assert save is not None
+            start = time.perf_counter()
+            save(state, progress, metric)
+            yield Saved(progress.step, time.perf_counter() - start), state
+        if not isinstance(decision, Continue):
             yield Decided(progress.step, decision), state
         if reason is not None:
-            raise reason(f"stopped after step {progress.step}, which is saved")
-        if last or isinstance(decision, Stop | NextPhase | Rollback):
-            break
+            raise reason(f"stopped after step {progress.step}")
+        if progress.ending:
+            return
+        meter.restart()
     if pending is not None:
-        yield read(*pending, since=clock, waited=wait_seconds() - waited), state
-        check_diverged(pending, schedule.skip_limit)
+        yield meter.read(pending, schedule.skip_limit), state
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A step that was dispatched and whose numbers have not been read."""
+
+    step: int
+    batch: Any
+    report: Any
+    rate: float
+    compiled: bool
+
+
+class Meter:
+    """Reads a step's numbers and times it: from one reading to the next, evaluations and saves left out."""
+
+    def __init__(self, batches: Any, progress: Progress):
+        self.batches, self.progress = batches, progress
+        self.clock, self.waited = time.perf_counter(), 0.0
+
+    def restart(self) -> None:
+        """The next step's time begins now, after whatever stood between."""
+        self.clock = time.perf_counter()
+
+    def read(self, pending: Pending, skip_limit: int) -> Stepped:
+        """Fetches the numbers; by now the device has usually finished the step.
+
+        Raises:
+            DivergedError: `skip_limit` steps in a row were not finite.
+        """
+        numbers = jax.device_get(pending.report)
+        now, waited = time.perf_counter(), getattr(self.batches, "wait_seconds", 0.0)
+        seconds, wait = now - self.clock, waited - self.waited
+        self.clock, self.waited = now, waited
+        self.progress.seconds += seconds
+        loss, batch = numbers["loss"], pending.batch
+        skipped = int(numbers["skipped_in_a_row"])
+        self.progress.skipped += int(not numbers["finite"])
+        if skipped >= skip_limit:
+            rows = [int(i) for i in batch.ids if i >= 0][:16]
+            raise DivergedError(
+                f"loss or gradients were not finite in {skipped} steps in a row, up to step {pending.step} (rate {pending.rate:.3g}); the parameters "
+                f"are those before. The last batch held the examples {rows}. Lower the rate, lengthen the warm-up, clip (optimizer.clip_norm) "
+                "or look at these rows"
+            )
+        mean = float(loss.total) / float(loss.weight) if float(loss.weight) > 0 else math.nan
+        return Stepped(
+            pending.step, mean, pending.rate, float(numbers["gradient_norm"]), bool(numbers["finite"]), batch.examples, batch.tokens,
+            seconds, wait, pending.compiled,
+        )  # fmt: skip
 
 
 def due(step: int, every: int | None) -> bool:
@@ -203,48 +268,15 @@ def rate_of(controls: Mapping[str, Any]) -> float:
     return float(controls["optimizer"].get("rate", math.nan))
 
 
-def saved(save: Callable[..., None], state: TrainState, progress: Progress, metric: float | None, step: int) -> Iterator[tuple[Event, TrainState]]:
-    start = time.perf_counter()
-    save(state, progress, metric)
-    yield Saved(step, time.perf_counter() - start), state
-
-
-def read(step: int, batch: Any, report: Any, rate: float, compiled: bool, *, since: float, waited: float) -> Stepped:
-    """Fetches a step's numbers; by now the device has usually finished it."""
-    numbers = jax.device_get(report)
-    loss = float(numbers["loss"].total) / max(float(numbers["loss"].weight), np.finfo(np.float32).tiny)
-    return Stepped(
-        step, loss, rate, float(numbers["gradient_norm"]), bool(numbers["finite"]), batch.examples, batch.tokens,
-        time.perf_counter() - since, waited, compiled,
-    )  # fmt: skip
-
-
-def check_diverged(pending: tuple[int, Any, Any, float, bool], limit: int) -> None:
-    """Raises:
-    DivergedError: `limit` steps in a row were skipped because loss or gradients were not finite.
-    """
-    step, batch, report, rate, _ = pending
-    skipped = int(jax.device_get(report["skipped_in_a_row"]))
-    if skipped >= limit:
-        rows = [int(i) for i in batch.ids if i >= 0][:16]
-        raise DivergedError(
-            f"loss or gradients were not finite in {skipped} steps in a row, up to step {step} (rate {rate:.3g}); the parameters are those before. "
-            f"The last batch held the examples {rows}. Lower the rate, lengthen the warm-up, clip (optimizer.clip_norm) or look at these rows"
-        )
-
-
-def decide(
-    rules: Sequence[StopRule], progress: Progress, goal: Goal, metrics: Mapping[str, Any], loss: float, step: int
-) -> Decision:
+def decide(rules: Sequence[StopRule], progress: Progress, goal: Goal, metrics: Mapping[str, Any], loss: float) -> Decision:
     """Asks every rule and returns the strongest answer."""
     numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
     report = Report(
-        step=step, phase_step=progress.phase_step, seconds=progress.seconds, metrics=numbers, best=goal.metric,
-        higher_is_better=goal.higher_is_better, train_loss=loss, skipped=0,
+        step=progress.step, phase_step=progress.phase_step, seconds=progress.seconds, metrics=numbers, best=goal.metric,
+        higher_is_better=goal.higher_is_better, train_loss=loss, skipped=progress.skipped,
     )  # fmt: skip
-    answers: list[Decision] = [Continue(reason="")]
+    answers: list[Decision] = [Continue()]
     for index, rule in enumerate(rules):
         progress.rules[index], answer = rule.decide(progress.rules[index], report)
         answers.append(answer)
     return max(answers, key=lambda answer: STRENGTH.index(type(answer)))
-

@@ -135,35 +135,23 @@ def shardings_of(state: TrainState) -> TrainState:
 
 
 def to_arrays(state: TrainState, touched: frozenset[str]) -> dict[str, Any]:
-    """The state as a checkpoint holds it: nested dicts, without parameters that no phase has changed (they are in the base)."""
-    flat = {field.name: getattr(state, field.name) for field in fields(state)}
-    params = {key: value for key, value in state.params.items() if not touched.isdisjoint(stack.names(key))}
-    leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
-    return {
-        **{name: flat[name] for name in ("step", "key", "skipped", "skipped_in_a_row")},
-        "params": params,
-        "variables": flat["variables"],
-        "average": flat["average"],
-        "opt_state": {jax.tree_util.keystr(path): leaf for path, leaf in leaves},
-    }
+    """The state as a checkpoint holds it: without the parameters that no phase has changed, because they are in the base.
+
+    Args:
+        touched: per-layer names of parameters that differ from the base, or may.
+    """
+    arrays: dict[str, Any] = {field.name: getattr(state, field.name) for field in fields(state) if field.name not in ("trainable", "frozen")}
+    return {**arrays, "params": {key: value for key, value in state.params.items() if not touched.isdisjoint(stack.names(key))}}
 
 
 def from_arrays(state: TrainState, arrays: Mapping[str, Any]) -> TrainState:
-    """The state with a checkpoint's numbers put in; `state` gives structure and everything the checkpoint leaves to the base."""
+    """`state` with a checkpoint's numbers; what the checkpoint leaves to the base stays."""
     params = arrays["params"]
-    paths, treedef = jax.tree_util.tree_flatten_with_path(state.opt_state)
-    opt_state = jax.tree_util.tree_unflatten(treedef, [arrays["opt_state"][jax.tree_util.keystr(path)] for path, _ in paths])
     return replace(
         state,
-        step=arrays["step"],
-        key=arrays["key"],
-        skipped=arrays["skipped"],
-        skipped_in_a_row=arrays["skipped_in_a_row"],
         trainable={key: params.get(key, value) for key, value in state.trainable.items()},
         frozen={key: params.get(key, value) for key, value in state.frozen.items()},
-        variables=dict(arrays["variables"]),
-        average=dict(arrays["average"]),
-        opt_state=opt_state,
+        **{name: value for name, value in arrays.items() if name != "params"},
     )
 
 

@@ -84,10 +84,11 @@ class FileSource(Source):
 
     def open(self) -> Records:
         if isinstance(self.path, str):
-            return self.read(locate(self.path))
+            return self.read(locate(self.path, "data.source.path"))
         if not self.path:
-            raise ConfigError('path: found an empty mapping; give a path, or at least "train"')
-        return Joined.of([self.read(locate(path)) for path in self.path.values()], tuple(self.path))
+            raise ConfigError('data.source.path: found an empty mapping; give a path, or at least "train"')
+        paths = [locate(path, f"data.source.path.{split}") for split, path in self.path.items()]
+        return Joined.of([self.read(path) for path in paths], tuple(self.path))
 
     def read(self, path: Path) -> Records:
         """The records of one path."""
@@ -105,7 +106,7 @@ class FileSource(Source):
         paths = {"": self.path} if isinstance(self.path, str) else self.path
         parts = [type(self).__qualname__, json.dumps(self.model_dump(mode="json", exclude={"path"}), sort_keys=True)]
         for split, reference in paths.items():
-            root = locate(reference)
+            root = locate(reference, "data.source.path")
             for file in self.files(root):
                 name = file.relative_to(root).as_posix() if file != root else ""
                 parts += [split, name, self.file_digest(file)]
@@ -117,7 +118,8 @@ class Joined:
     """Several records one after the other; with `splits`, each record says in its field "split" which part it came from."""
 
     parts: tuple[Records, ...]
-    splits: tuple[str, ...] | None = None
+    splits: tuple[str, ...] | None
+    label_names: Mapping[str, tuple[str, ...]]  # in order of the first part, then names that only later parts know
 
     @classmethod
     def of(cls, parts: Sequence[Records], splits: tuple[str, ...] | None = None, names: Sequence[object] = ()) -> Joined:
@@ -137,7 +139,11 @@ class Joined:
                 'the files have a field "split" of their own, and path names the splits too; '
                 "use one path with `split: {kind: column, by: split}`, or rename the field"
             )
-        return cls(tuple(parts), splits)
+        labels: dict[str, tuple[str, ...]] = {}
+        for part in parts:
+            for field, known in part.label_names.items():
+                labels[field] = tuple(dict.fromkeys(labels.get(field, ()) + tuple(known)))
+        return cls(tuple(parts), splits, labels)
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -146,15 +152,6 @@ class Joined:
     @property
     def fields(self) -> tuple[str, ...]:
         return self.parts[0].fields + (("split",) if self.splits else ())
-
-    @cached_property
-    def label_names(self) -> Mapping[str, tuple[str, ...]]:
-        """In order of the first part, then names that only later parts know."""
-        names: dict[str, tuple[str, ...]] = {}
-        for part in self.parts:
-            for field, known in part.label_names.items():
-                names[field] = tuple(dict.fromkeys(names.get(field, ()) + tuple(known)))
-        return names
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -203,7 +200,9 @@ def known_columns(what: str, wanted: Iterable[str], columns: Sequence[str]) -> N
     """
     missing = [name for name in wanted if name not in columns]
     if missing:
-        raise ConfigError([f'{what}: no column "{name}"{nearest(name, tuple(columns))} (columns: {", ".join(columns)})' for name in missing])
+        raise ConfigError(
+            [f'{what}: no column "{name}"{nearest(name, tuple(columns))} (columns: {", ".join(columns)})' for name in missing]
+        )
 
 
 def encoding_names(value: str | tuple[str, ...], lines: bool = False) -> str | tuple[str, ...]:
@@ -244,10 +243,11 @@ def decode(raw: bytes, encodings: str | tuple[str, ...], errors: str, where: str
         assert problem is not None
         if errors == "strict":
             near = printable(raw[max(0, problem.start - 20) : problem.start + 20].decode("latin-1"))
+            more = next((name for name in ("cp1252", "latin-1") if name not in names), None)
+            other = f"set `encoding: [{', '.join((*names, more))}]` to try another encoding where the first fails, or " if more else "set "
             raise DataError(
                 f"{where}: byte 0x{raw[problem.start]:02x} at position {problem.start} is not {' or '.join(names)} "
-                f'(near "{near}"); set e.g. `encoding: [{names[0]}, cp1252]` to try another encoding where the first fails, '
-                "or `errors: replace`"
+                f'(near "{near}"); {other}`errors: replace`'
             ) from problem
         text = raw.decode(names[0], errors)
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
@@ -263,7 +263,7 @@ def digest(parts: Iterable[str]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of size and content; of a file over 64 MiB, 64 evenly spaced samples (first and last bytes among them) stand for the content."""
+    """SHA-256 of size and content; of a file over 64 MiB, 64 evenly spaced samples (both ends among them) stand for the content."""
     size = path.stat().st_size
     total = hashlib.sha256(size.to_bytes(8, "little"))
     with path.open("rb") as file:

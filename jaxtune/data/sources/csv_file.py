@@ -141,7 +141,9 @@ def _scan(path: Path, options: CsvFile) -> CsvRecords:
         more = [f"and {bad - NAMED} more rows"] if bad > NAMED else []
         raise DataError("\n".join([*problems, *more, "correct these rows, or set delimiter, columns or numbers to what the file holds"]))
     if not spans:
-        raise DataError(f"{path}: expected rows of a table, found {'only a header line' if columns and options.columns is None else 'none'}")
+        raise DataError(
+            f"{path}: expected rows of a table, found {'only a header line' if columns and options.columns is None else 'none'}"
+        )
     return CsvRecords(path, np.array(spans, np.int64), columns, options)
 
 
@@ -154,9 +156,13 @@ def _header(row: list[str], path: Path, options: CsvFile) -> tuple[str, ...]:
             + (f"{', '.join(doubled)} more than once" if doubled and doubled != [""] else f"an empty name in {printable(names)}")
             + "; correct it, or name the columns with `columns: [...]` when the file has no header line"
         )
-    other = next((mark for mark in (";", "\t", "|", ",") if mark != options.delimiter and mark in names[0]), None) if len(names) == 1 else None
+    other = (
+        next((mark for mark in (";", "\t", "|", ",") if mark != options.delimiter and mark in names[0]), None) if len(names) == 1 else None
+    )
     if other:
-        raise ConfigError(f'{path}: one column named "{printable(names[0])}" with delimiter "{options.delimiter}"; set `delimiter: {other!r}`')
+        raise ConfigError(
+            f'{path}: one column named "{printable(names[0])}" with delimiter "{options.delimiter}"; set `delimiter: {other!r}`'
+        )
     known_columns(f"{path}, numbers", options.numbers, names)
     return names
 

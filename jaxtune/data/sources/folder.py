@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from jaxtune.core.errors import DataError
@@ -17,7 +16,9 @@ from jaxtune.data.sources.base import Record, row_number
 
 def label_folders(root: Path) -> list[Path]:
     """The folders of the labels, by name; names that start with "." or "__" are not labels."""
-    return sorted((folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith((".", "__"))), key=lambda f: f.name)
+    return sorted(
+        (folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith((".", "__"))), key=lambda f: f.name
+    )
 
 
 def labelled_files(root: Path, wanted: Callable[[Path], bool], expected: str) -> list[Path]:
@@ -42,7 +43,9 @@ def labelled_files(root: Path, wanted: Callable[[Path], bool], expected: str) ->
         chosen = sorted((file for file in inside if wanted(file)), key=lambda file: file.relative_to(folder).as_posix())
         files += chosen
         if not chosen:
-            kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in Counter(file.suffix for file in inside).most_common(4))
+            kinds = ", ".join(
+                f"{count} {suffix or 'without suffix'}" for suffix, count in Counter(file.suffix for file in inside).most_common(4)
+            )
             empty.append(f"{folder}: expected {expected}, found {kinds or 'no files'}")
     if empty:
         raise DataError("\n".join([*empty, "move these folders away, or put files of their label into them"]))
@@ -61,18 +64,17 @@ class FolderRecords:
     names: tuple[str, ...]
     field: str
     load: Callable[[Path], object]
+    label_names: Mapping[str, tuple[str, ...]]
 
     @classmethod
     def of(cls, root: Path, files: Sequence[Path], field: str, load: Callable[[Path], object]) -> FolderRecords:
-        return cls(root, tuple(file.relative_to(root).as_posix() for file in files), field, load)
+        names = tuple(file.relative_to(root).as_posix() for file in files)
+        labels = tuple(dict.fromkeys(name.partition("/")[0] for name in names))
+        return cls(root, names, field, load, {"label": labels})
 
     @property
     def fields(self) -> tuple[str, ...]:
         return (self.field, "label", "path")
-
-    @cached_property
-    def label_names(self) -> Mapping[str, tuple[str, ...]]:
-        return {"label": tuple(dict.fromkeys(name.partition("/")[0] for name in self.names))}
 
     def __len__(self) -> int:
         return len(self.names)

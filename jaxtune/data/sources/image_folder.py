@@ -25,7 +25,11 @@ class ImageFolder(FileSource):
     """Fields: image (u8 [Y,X,C]), label (the folder's name), path (relative, such as "cats/1.png")."""
 
     channels: Literal[1, 3] = Field(3, description="3: red, green, blue; 1: grey. Images in another form are converted, transparency goes.")
-    max_pixels: PositiveInt = Field(64_000_000, le=89_478_485, description="Larger images are refused before they are decoded (guards memory; Pillow's own limit is 89 million).")
+    max_pixels: PositiveInt = Field(
+        64_000_000,
+        le=89_478_485,
+        description="Larger images are refused before they are decoded (guards memory; Pillow's own limit is 89 million).",
+    )
 
     def read(self, path: Path) -> Records:
         return FolderRecords.of(path, self.files(path), "image", partial(load_image, channels=self.channels, max_pixels=self.max_pixels))
@@ -34,7 +38,7 @@ class ImageFolder(FileSource):
         return labelled_files(path, lambda file: file.suffix.lower() in SUFFIXES, " or ".join(SUFFIXES) + " files")
 
     def file_digest(self, file: Path) -> str:
-        """Size and both ends of a compressed image: other pixels give another size or another end, and a million files take minutes, not hours."""
+        """Size and both ends of a compressed image: other pixels give another size or end, and a million files take minutes."""
         if file.suffix.lower() == ".bmp":
             return super().file_digest(file)
         size = file.stat().st_size

@@ -17,7 +17,18 @@ from pydantic import field_validator
 
 from jaxtune.core.errors import DataError
 from jaxtune.core.printable import printable
-from jaxtune.data.sources.base import DecodingErrors, Encodings, FileSource, Joined, Record, Records, data_files, decode, encoding_names, row_number
+from jaxtune.data.sources.base import (
+    DecodingErrors,
+    Encodings,
+    FileSource,
+    Joined,
+    Record,
+    Records,
+    data_files,
+    decode,
+    encoding_names,
+    row_number,
+)
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 NAMED = 10  # bad lines named in one message

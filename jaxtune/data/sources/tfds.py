@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from jaxtune.config.locate import locate
 from jaxtune.core.component import nearest
 from jaxtune.core.errors import ConfigError, DataError
+from jaxtune.core.printable import printable
 from jaxtune.data.sources.base import Joined, Record, Records, Source, SplitName, digest, file_digest, row_number
 
 RANDOM_ACCESS = ("array_record", "parquet")
@@ -50,7 +51,7 @@ class Tfds(Source):
     def open(self) -> Records:
         import tensorflow_datasets as tfds
 
-        folder = self._folder()
+        folder = self.folder()
         try:
             builder = tfds.builder_from_directory(folder)
             features, splits = builder.info.features, builder.info.splits
@@ -58,39 +59,46 @@ class Tfds(Source):
             raise DataError(f"{folder}: cannot be read as a TFDS dataset ({error}); {PREPARE} and TFDS 4.9 or newer") from error
         formats = sorted(format.value for format in builder.info.available_file_formats())
         if not set(formats) & set(RANDOM_ACCESS):
-            raise DataError(f"{folder}: file format {', '.join(formats)} has no random access, expected {' or '.join(RANDOM_ACCESS)}; {PREPARE}")
+            raise DataError(
+                f"{folder}: file format {', '.join(formats)} has no random access, expected {' or '.join(RANDOM_ACCESS)}; {PREPARE}"
+            )
         if not isinstance(features, tfds.features.FeaturesDict):
-            raise DataError(f"{folder}: expected records with named features, found {type(features).__name__}; {PREPARE} and a FeaturesDict")
+            raise DataError(
+                f"{folder}: expected records with named features, found {type(features).__name__}; {PREPARE} and a FeaturesDict"
+            )
         wanted = {"": self.split} if isinstance(self.split, str) else self.split
         unknown = [part for split in wanted.values() for part in _base_names(split) if part not in splits]
         if unknown:
             known = tuple(splits)
             raise ConfigError([f'{folder}: no split "{split}"{nearest(split, known)} (splits: {", ".join(known)})' for split in unknown])
-        names = {name: labels for name, feature in features.items() if (labels := _class_names(feature)) is not None}
+        fields = tuple(sorted(features))  # features.json is a map without an order
+        names = {name: labels for name in fields if (labels := _class_names(features[name])) is not None}
         parts: list[Records] = []
         for split in wanted.values():
             try:
                 count = splits[split].num_examples
             except (ValueError, KeyError, AssertionError) as error:
-                raise ConfigError(f'{folder}: split "{split}" cannot be understood ({error}); write e.g. "train[:10%]"') from error
+                raise ConfigError(
+                    f'{folder}: split "{split}" cannot be understood ({printable(error, 120)}); write e.g. "train[:10%]"'
+                ) from error
             if not count:
                 raise DataError(f'{folder}: split "{split}" holds no examples; choose another (splits: {", ".join(splits)})')
-            parts.append(TfdsRecords(folder, split, count, tuple(features), names))
+            parts.append(TfdsRecords(folder, split, count, fields, names))
         return parts[0] if isinstance(self.split, str) else Joined.of(parts, tuple(self.split))
 
     def fingerprint(self) -> str:
-        folder = self._folder()
+        folder = self.folder()
         files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
         content = [part for file in files for part in (file.name, file_digest(file))]
         return digest([type(self).__qualname__, json.dumps(self.split, sort_keys=True), *content])
 
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
         """The folder with dataset_info.json: the given one, or the newest version in it when it holds one config only."""
         if self.path is not None:
-            root = locate(self.path)
+            root = locate(self.path, "data.source.path")
         else:
             where = self.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-            parent = locate(where)
+            parent = locate(where, "data.source.data_dir")
             root = parent / str(self.name).replace(":", "/")
             if not root.is_dir():
                 known = sorted(folder.name for folder in parent.iterdir() if folder.is_dir() and not folder.name.startswith("."))
@@ -102,7 +110,9 @@ class Tfds(Source):
         configs = {folder.parent for folder in found}
         if len(configs) != 1:
             held = ", ".join(str(folder.relative_to(root)) for folder in found[:8]) or "no such file below it"
-            raise ConfigError(f"{root}: expected a folder with one prepared dataset (dataset_info.json), found {held}; name the folder of one")
+            raise ConfigError(
+                f"{root}: expected a folder with one prepared dataset (dataset_info.json), found {held}; name the folder of one"
+            )
         return max(found, key=lambda folder: _version(folder.name))
 
 
@@ -120,7 +130,8 @@ class TfdsRecords:
     def _data(self) -> Any:
         import tensorflow_datasets as tfds
 
-        return tfds.builder_from_directory(self.folder).as_data_source(split=self.split)
+        builder: Any = tfds.builder_from_directory(self.folder)
+        return builder.as_data_source(split=self.split)
 
     @cached_property
     def _convert(self) -> dict[str, Callable[[Any], Any]]:
@@ -139,7 +150,9 @@ class TfdsRecords:
             values = self._data[number]
             return {field: convert(values[field]) for field, convert in self._convert.items()}
         except (ValueError, IndexError, RuntimeError, OSError, ImportError) as error:
-            raise DataError(f'{self.folder}, split "{self.split}", row {number}: cannot be read ({error}); prepare the dataset again') from error
+            raise DataError(
+                f'{self.folder}, split "{self.split}", row {number}: cannot be read ({error}); prepare the dataset again'
+            ) from error
 
 
 def _base_names(split: str) -> list[str]:

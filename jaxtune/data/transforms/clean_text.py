@@ -26,7 +26,9 @@ class CleanText(Transform):
     unicode: Literal["none", "nfc", "nfkc"] = Field(
         "nfc", description="nfc joins letters with their accents; nfkc also replaces look-alikes (ligatures, full width, ²)."
     )
-    whitespace: Literal["keep", "collapse"] = Field("collapse", description="collapse: any run of white space becomes one blank; ends are cut.")
+    whitespace: Literal["keep", "collapse"] = Field(
+        "collapse", description="collapse: any run of white space becomes one blank; ends are cut."
+    )
     lowercase: bool = Field(False, description="Lower-case letters (only for models whose tokenizer was trained so).")
     min_characters: NonNegativeInt = Field(0, description="Records with a shorter text are left out.")
     max_characters: PositiveInt | None = Field(None, description="Longer texts are cut or left out, see too_long.")
@@ -74,16 +76,19 @@ class CleanText(Transform):
         if self.html == "strip":
             text = strip_html(text)
         if self.unicode != "none":
-            text = unicodedata.normalize(self.unicode.upper(), text)
+            text = unicodedata.normalize("NFC" if self.unicode == "nfc" else "NFKC", text)
         if self.whitespace == "collapse":
             text = " ".join(text.split())
         return text.lower() if self.lowercase else text
 
 
 _SILENT = frozenset({"script", "style", "head", "template", "noscript"})
-_INLINE = frozenset(
-    "a abbr b bdi bdo cite code data del dfn em font i ins kbd mark q s samp small span strong sub sup time tt u var wbr".split()
-)
+# fmt: off
+_INLINE = frozenset({
+    "a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins", "kbd",
+    "mark", "q", "s", "samp", "small", "span", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr",
+})
+# fmt: on
 
 
 class _Text(HTMLParser):

@@ -1,4 +1,7 @@
-"""What a schedule is: a host function from step to rate. The rate travels to the device as a traced scalar, so changing it compiles nothing."""
+"""What a schedule is: a host function from step to rate.
+
+The rate travels to the device as a traced scalar, so changing a schedule compiles nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +33,21 @@ def steps_of(amount: float, total: int) -> int:
 
 
 class Schedule(Component):
-    """Rate of a step. Never NaN, also for a phase of one step or none; from the end of the phase on, the last rate."""
+    """A learning rate for every step of a phase."""
+
+    def at(self, step: int, total: int) -> float:
+        """The learning rate of `step` (from 0, inside the phase) of `total`; from the end of the phase on, its last rate."""
+        total = max(total, 1)
+        return self.inside(min(step, total - 1), total)
 
     @abstractmethod
-    def rate(self, step: int, total: int) -> float:
-        """The learning rate of `step` (from 0, inside the phase) of `total`."""
+    def inside(self, step: int, total: int) -> float:
+        """The learning rate of `step`, where 0 <= step < total."""
 
     def problems(self, total: int) -> list[str]:
         """What does not fit a phase of `total` steps; [] when all is well. Asked once, before training."""
         probes = sorted({0, total // 2, max(total - 1, 0)})
-        rates = {step: self.rate(step, total) for step in probes}
+        rates = {step: self.at(step, total) for step in probes}
         return [
             f"schedule: the rate of step {step} is {rate}; expected a finite number of at least 0"
             for step, rate in rates.items()
@@ -50,13 +58,15 @@ class Schedule(Component):
 class WarmedSchedule(Schedule):
     """A schedule that climbs in a straight line first: step s of W has the share (s + 1) / (W + 1), so that no step is lost at rate 0."""
 
-    warmup: Amount = Field(default=0.0, description="Climb to the peak: below 1 a fraction of the phase's steps, from 1 on a number of steps.")
+    warmup: Amount = Field(
+        default=0.0, description="Climb to the peak: below 1 a fraction of the phase's steps, from 1 on a number of steps."
+    )
 
-    def rate(self, step: int, total: int) -> float:
+    def inside(self, step: int, total: int) -> float:
         warm = steps_of(self.warmup, total)
         if step < warm:
             return self.after(0, max(total - warm, 1)) * (step + 1) / (warm + 1)
-        return self.after(min(step, max(total - 1, warm)) - warm, max(total - warm, 1))
+        return self.after(step - warm, total - warm)
 
     def problems(self, total: int) -> list[str]:
         warm = steps_of(self.warmup, total)
@@ -67,4 +77,4 @@ class WarmedSchedule(Schedule):
 
     @abstractmethod
     def after(self, step: int, total: int) -> float:
-        """The rate of `step` of the `total` (at least 1) steps that follow the warm-up; step 0 is the peak."""
+        """The rate of `step` of the `total` steps that follow the warm-up, where 0 <= step < total; step 0 is the peak."""

@@ -17,14 +17,14 @@ from jaxtune.training.schedules.base import PositiveRate, Rate, WarmedSchedule
 class Constant(WarmedSchedule):
     """One rate, after the warm-up if there is one."""
 
-    value: PositiveRate = Field(alias="rate", serialization_alias="rate", description="The learning rate.")
+    rate: PositiveRate = Field(description="The learning rate.")
 
     def after(self, step: int, total: int) -> float:
-        return self.value
+        return self.rate
 
 
-class Falling(WarmedSchedule):
-    """From `peak` to `end`; subclasses give the curve."""
+class PeakToEnd(WarmedSchedule):
+    """From `peak` to `end`, which is not above it."""
 
     peak: PositiveRate = Field(description="The highest learning rate, right after the warm-up.")
     end: Rate = Field(default=0.0, description="The learning rate at the end of the phase; at most the peak.")
@@ -34,6 +34,10 @@ class Falling(WarmedSchedule):
         if self.end > self.peak:
             raise ValueError(f"end {self.end} is above the peak {self.peak}; end is a learning rate, not a fraction of the peak")
         return self
+
+
+class Falling(PeakToEnd):
+    """Subclasses give the curve."""
 
     def after(self, step: int, total: int) -> float:
         return self.end + (self.peak - self.end) * self.share(step / total)
@@ -66,13 +70,10 @@ class Polynomial(Falling):
         return (1.0 - progress) ** self.power
 
 
-class Exponential(Falling):
+class Exponential(PeakToEnd):
     """The same factor at every step."""
 
     end: PositiveRate = Field(description="The learning rate at the end of the phase; above 0, at most the peak.")
 
     def after(self, step: int, total: int) -> float:
         return self.peak * (self.end / self.peak) ** (step / total)
-
-    def share(self, progress: float) -> float:
-        raise NotImplementedError("an exponential multiplies")

@@ -1,0 +1,7 @@
+"""`python -m jaxtune` is the command line."""
+
+import sys
+
+from jaxtune.cli.main import main
+
+sys.exit(main())

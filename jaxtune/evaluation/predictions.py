@@ -1,0 +1,46 @@
+"""Per-example predictions as a parquet file: one row an example, joined with its record by `row`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxtune.evaluation.evaluate import Predictions
+from jaxtune.tasks.base import Problem
+
+
+def predictions_table(predictions: Predictions, names: Sequence[str], problem: Problem) -> dict[str, object]:
+    """Columns: row, predicted, [confidence,] loss, and one probability per class; for regression row, predicted, loss."""
+    columns: dict[str, object] = {"row": predictions.ids}
+    probabilities = predictions.probabilities
+    if problem == "single_label":
+        best = probabilities.argmax(axis=1)
+        columns["predicted"] = [names[i] for i in best]
+        columns["confidence"] = probabilities[np.arange(len(best)), best]
+    elif problem == "multi_label":
+        columns["predicted"] = [[names[i] for i in np.flatnonzero(row > 0.5)] for row in probabilities]
+    else:
+        columns["predicted"] = probabilities[:, 0]
+    if problem != "regression":
+        columns.update({f"probability {name}": probabilities[:, i] for i, name in enumerate(names)})
+    return columns
+
+
+def write_predictions(path: Path, predictions: Predictions, names: Sequence[str], problem: Problem, truth: Sequence[object]) -> None:
+    """Writes the table with the true labels and the loss of every example; whole or not at all.
+
+    Args:
+        truth: the label column of the whole data set, indexed by row number.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = predictions_table(predictions, names, problem)
+    columns["label"] = [truth[i] for i in predictions.ids]
+    columns["loss"] = predictions.loss
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    pq.write_table(pa.table(columns), partial)
+    partial.replace(path)

@@ -1,0 +1,241 @@
+"""A run, from an experiment to an exported model: the one place where all parts meet, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxtune.checkpoint.store import Store
+from jaxtune.config.write import to_yaml
+from jaxtune.core.errors import DivergedError, Interrupted, JaxtuneError, NoCheckpointError, Preempted
+from jaxtune.evaluation.predictions import write_predictions
+from jaxtune.experiment import Experiment, load_experiment
+from jaxtune.models.card import model_card
+from jaxtune.models.export import export
+from jaxtune.parallel import hosts
+from jaxtune.prepare import prepare
+from jaxtune.recorder import Recorder
+from jaxtune.run_folder import RunFolder
+from jaxtune.session import Session
+from jaxtune.tasks.base import HF_PROBLEM
+from jaxtune.training.loop import Goal, Progress, Schedule, train_phase
+from jaxtune.training.signals import Signals
+from jaxtune.training.stage import Stage
+from jaxtune.training.watchdog import Watchdog
+
+Watch = Callable[[Any], None]  # is given every event as it happens: a panel, a notebook
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run hands back; `numbers` is what `result.json` holds."""
+
+    folder: Path
+    numbers: Mapping[str, Any]
+
+    @property
+    def export(self) -> Path:
+        return self.folder / "export"
+
+    @property
+    def test(self) -> Mapping[str, Any]:
+        return self.numbers["test"]
+
+    @property
+    def validation(self) -> Mapping[str, Any]:
+        return self.numbers["validation"]
+
+
+def ignore(event: Any) -> None:
+    """A watch that looks away."""
+
+
+def run(
+    experiment: Experiment, *, runs_dir: str | Path = "runs", name: str | None = None, given: str | None = None, watch: Watch = ignore
+) -> Result:
+    """Trains an experiment in a new run folder.
+
+    Args:
+        runs_dir: where the folder `<runs_dir>/<name>` is made, numbered when it exists.
+        given: the experiment file's text, kept beside the resolved one.
+        watch: is given every event as it happens.
+
+    Raises:
+        ConfigError, DataError: before anything is trained or written.
+        JaxtuneError: what stopped the run; state.json in the folder tells what it left.
+    """
+    hosts.start()
+    session = Session.open(prepare(experiment), experiment.mesh.build())
+    with RunFolder.create(Path(runs_dir), name or experiment.name) as folder:
+        folder.write("resolved.yaml", to_yaml(experiment))
+        folder.write("experiment.yaml", given if given is not None else to_yaml(experiment))
+        return execute(session, folder, watch)
+
+
+def resume(path: str | Path, *, watch: Watch = ignore) -> Result:
+    """Goes on with a run from its newest whole checkpoint; a run that is done is left as it is.
+
+    Raises:
+        NoCheckpointError: nothing usable is left.
+        ConfigError: it is no run, or base model or data changed since.
+    """
+    with RunFolder.existing(Path(path)) as folder:
+        if folder.state().get("status") == "done":
+            return Result(folder.path, json.loads(folder.result.read_text(encoding="utf-8")))
+        hosts.start()
+        experiment = load_experiment(folder.resolved)
+        return execute(Session.open(prepare(experiment), experiment.mesh.build()), folder, watch)
+
+
+def execute(session: Session, folder: RunFolder, watch: Watch) -> Result:
+    """Phases, the best checkpoint on the test split, the export; from where the folder's checkpoints end."""
+    experiment, task = session.prepared.experiment, session.prepared.task
+    goal = Goal(task.best, task.higher_is_better)
+    folder.write_environment([str(d) for d in jax.devices()], data=session.prepared.fingerprint, licence=session.prepared.base.licence)
+    folder.set_state("running")
+    try:
+        with (
+            open_store(experiment, folder, goal) as store,
+            Signals() as signals,
+            Watchdog(folder.path) as watchdog,
+            Recorder(folder, experiment, store, watch) as recorder,
+        ):
+            stage, progress = begin(session, store, recorder, watchdog)
+            while True:
+                if not progress.ending:
+                    train_one(session, stage, store, progress, goal, signals, watchdog, recorder)
+                if progress.ending == "rollback":
+                    stage, progress = roll_back(session, store, progress, recorder)
+                elif progress.ending == "run" or progress.phase + 1 == len(experiment.phases):
+                    break
+                else:
+                    before = stage.state
+                    progress.next_phase()
+                    stage = session.start_phase(progress.phase, before.params, before.variables, before)
+                    recorder.phase(session, stage, progress)
+            store.wait()
+            with watchdog.section("evaluation"):
+                result = conclude(session, folder, store, progress, recorder)
+    except JaxtuneError as error:
+        status = "preempted" if isinstance(error, Preempted) else "interrupted" if isinstance(error, Interrupted) else "failed"
+        folder.set_state(status, reason=str(error), exit_code=error.exit_code)
+        raise
+    except BaseException as error:
+        folder.set_state("failed", reason=f"{type(error).__name__}: {error}", exit_code=1)
+        raise
+    folder.set_state("done", exit_code=0)
+    return result
+
+
+def open_store(experiment: Experiment, folder: RunFolder, goal: Goal) -> Store:
+    return Store(folder.checkpoints, keep_latest=experiment.checkpoint.keep_latest, best="max" if goal.higher_is_better else "min")
+
+
+def begin(session: Session, store: Store, recorder: Recorder, watchdog: Watchdog) -> tuple[Stage, Progress]:
+    """The first phase from the base model, or the newest checkpoint's phase with its numbers."""
+    with watchdog.section("load"):
+        if store.steps():
+            stage, progress, found = session.resume(store)
+            recorder.resumed(found)
+        else:
+            progress = Progress()
+            stage = session.start_phase(0, *session.load_base(), None)
+        recorder.open(progress.step)
+        recorder.phase(session, stage, progress)
+    return stage, progress
+
+
+def train_one(
+    session: Session, stage: Stage, store: Store, progress: Progress, goal: Goal, signals: Signals, watchdog: Watchdog, recorder: Recorder
+) -> None:
+    """The rest of one phase."""
+    experiment = session.prepared.experiment
+    phase, steps = experiment.phases[progress.phase], session.steps(progress.phase)
+    has_validation = "validation" in session.prepared.splits
+    with watchdog.section("compile"):
+        compiled = session.compile(stage, progress.phase)
+        recorder.compiled(compiled)
+
+    def evaluate(state: Any) -> Mapping[str, Any]:
+        with watchdog.section("evaluation"):
+            return session.evaluate("validation", stage.blueprint, state.evaluated, state.variables).metrics
+
+    def save(state: Any, progress: Progress, metric: float | None) -> None:
+        with watchdog.section("save"):
+            session.save(store, state, progress, metric)
+
+    with session.feed("train", session.plan(progress.phase), progress.phase_step, steps, training=True) as feed:
+        events = train_phase(
+            stage.state, stage.step, feed, stage.controls, session.placement,
+            Schedule(steps, experiment.evaluation.every_steps, experiment.checkpoint.every_steps, phase.skip_limit), progress,
+            evaluate=evaluate if has_validation else None,
+            goal=goal, rules=phase.stopping, save=save, interrupted=signals.requested,
+        )  # fmt: skip
+        while True:
+            with watchdog.section("step"):
+                event, state = next(events, (None, None))
+            if event is None or state is None:
+                return
+            stage.state = state
+            store.poll()
+            recorder.event(event)
+
+
+def roll_back(session: Session, store: Store, progress: Progress, recorder: Recorder) -> tuple[Stage, Progress]:
+    """The best checkpoint again, with a lower rate; what the rules remember stays, or they would roll back for ever.
+
+    Raises:
+        DivergedError: there is no checkpoint to go back to.
+    """
+    store.wait()
+    step = store.best_step
+    if step is None:
+        raise DivergedError("the run diverged before there was a checkpoint to go back to; lower the rate or lengthen the warm-up")
+    store.delete_after(step)
+    stage, found, _ = session.resume(store)
+    found.rules, found.rate_scale, found.ending = progress.rules, progress.rate_scale * progress.rollback_factor, ""
+    recorder.rolled_back(progress.step, step, found.rate_scale)
+    return stage, found
+
+
+def conclude(session: Session, folder: RunFolder, store: Store, progress: Progress, recorder: Recorder) -> Result:
+    """Evaluates the best checkpoint on validation and test, keeps the predictions, writes result.json and the export."""
+    prepared = session.prepared
+    step = store.best_step or store.latest_step
+    if step is None:
+        raise NoCheckpointError(f"{folder.checkpoints}: nothing was saved; the run has no result")
+    blueprint, params, variables = session.restore_params(store, step)
+    numbers: dict[str, Any] = {"best_step": step, "steps": progress.step, **recorder.speed(progress)}
+    for split in ("validation", "test"):
+        if split not in prepared.splits:
+            numbers[split] = {}
+            continue
+        found = session.evaluate(split, blueprint, params, variables, keep=prepared.experiment.evaluation.predictions)
+        numbers[split] = dict(found.metrics)
+        recorder.result(split, step, found.metrics)
+        if found.predictions is not None and hosts.is_primary():
+            truth = prepared.scanned.columns[prepared.task.label]
+            write_predictions(folder.path / "predictions" / f"{split}.parquet", found.predictions, prepared.names, prepared.task.problem, truth)
+    numbers["peak_memory_bytes"] = recorder.peak_memory()
+    if hosts.is_primary():
+        folder.write_json("result.json", numbers)
+        export_run(session, folder.path / "export", params | variables, numbers, progress.phase)
+    return Result(folder.path, numbers)
+
+
+def export_run(session: Session, target: Path, values: Mapping[str, jax.Array], numbers: Mapping[str, Any], phase: int) -> Path:
+    """A Hugging Face folder with the given parameters; never-trained tensors are the base's own bytes."""
+    prepared = session.prepared
+    experiment, task = prepared.experiment, prepared.task
+    card = model_card(
+        prepared.base, name=experiment.name, task=type(task).__name__, data=type(experiment.data.source).__name__, labels=prepared.names,
+        test=numbers.get("test") or numbers.get("validation") or {}, rows={name: len(part) for name, part in prepared.splits.items()},
+        configuration=to_yaml(experiment),
+    )  # fmt: skip
+    trained = session.touched(phase) | {name for name in session.blueprint.others}
+    return export(target, prepared.base, values, trained=trained, labels=prepared.names, problem=HF_PROBLEM[task.problem], card=card)

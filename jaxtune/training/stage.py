@@ -1,0 +1,137 @@
+"""One phase made ready: what trains is split off, the optimizer's state made, the step built. Families and own modules alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxtune.models.blueprint import Blueprint
+from jaxtune.models.family import DropoutRates
+from jaxtune.parallel.placement import Placement
+from jaxtune.training.compile import CompiledStep
+from jaxtune.training.optimizers.base import Groups, Optimizer
+from jaxtune.training.parameters import Selection, choose, groups, rate_scales
+from jaxtune.training.state import TrainState, carry_over, create, recut_params
+from jaxtune.training.step import Augment, Objective, make_step
+
+Transformation = optax.GradientTransformation
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How a parameter's depth is read from its per-layer name, for layer-wise rates."""
+
+    layer_of: Callable[[str], int]
+    layers: int
+
+
+FLAT = Depth(lambda name: 0, 0)
+
+
+@dataclass
+class Stage:
+    """A phase that can run. `state` is replaced as it trains."""
+
+    blueprint: Blueprint
+    selection: Selection
+    state: TrainState
+    step: CompiledStep
+    controls: Callable[[int, float], dict[str, Any]]
+    transform: Callable[[Mapping[str, Any]], Transformation]
+
+    @property
+    def module(self) -> nnx.Module:
+        """The module with the present parameters (the averaged ones where an average is kept)."""
+        return self.blueprint.build(self.state.evaluated, self.state.variables)
+
+
+def build_stage(
+    make: Callable[[tuple[int, ...]], Callable[[], nnx.Module]],
+    params: Mapping[str, jax.Array],
+    variables: Mapping[str, jax.Array],
+    shardings: Callable[[Blueprint], Mapping[str, Any]],
+    objective: Objective,
+    optimizer: Optimizer | Transformation,
+    placement: Placement,
+    *,
+    patterns: Sequence[str],
+    steps: int,
+    seed: int,
+    accumulation: int = 1,
+    average: float | None = None,
+    rates: DropoutRates | None = None,
+    augment: Augment | None = None,
+    depth: Depth = FLAT,
+    previous: TrainState | None = None,
+) -> Stage:
+    """The stage of one phase.
+
+    Args:
+        make: cuts -> a function that builds the module with its stacks cut there.
+        params: every parameter, under any cutting.
+        optimizer: a component, or any optax transformation (its settings are then constants of the program).
+        steps: length of the phase, for the schedule.
+        rates: dropout rates; None switches dropout off statically.
+        previous: the state that the phase before ended with; moments of what goes on training are carried over.
+
+    Raises:
+        ConfigError: a pattern of `patterns` matches nothing.
+    """
+    selection = choose(Blueprint.of(make(())).params, patterns)
+    blueprint = Blueprint.of(make(selection.cuts))
+    placed = shardings(blueprint)
+    params = recut_params(params, blueprint.params, placed)
+    variables = recut_params(variables, blueprint.others, placed)
+    trainable = [key for key in blueprint.params if selection.trains(key)]
+    transform, host = recipe(optimizer, groups(trainable, optimizer) if isinstance(optimizer, Optimizer) else None, steps)
+    scales = (
+        rate_scales(trainable, optimizer, depth.layer_of, depth.layers)
+        if isinstance(optimizer, Optimizer)
+        else {key: np.float32(1.0) for key in trainable}
+    )
+    dropout = {name: np.float32(value) for name, value in vars(rates or DropoutRates()).items()}
+
+    def controls(step: int, rate_scale: float) -> dict[str, Any]:
+        return {
+            "optimizer": host(step, rate_scale),
+            "scales": scales,
+            "dropout": dropout,
+            "average": np.float32(average or 0.0),
+        }
+
+    state = create(
+        params, variables, selection.trains, transform(host(0, 1.0)), placement, seed=seed, average=average is not None
+    )
+    if previous is not None:
+        state = carry_over(previous, state)
+    function = make_step(
+        blueprint, objective, transform, accumulation=accumulation, dropout=rates is not None, augment=augment
+    )
+    return Stage(blueprint, selection, state, CompiledStep.of(function, state, placement), controls, transform)
+
+
+def recipe(
+    optimizer: Optimizer | Transformation, parts: Groups | None, steps: int
+) -> tuple[Callable[[Mapping[str, Any]], Transformation], Callable[[int, float], dict[str, Any]]]:
+    """(controls -> transformation, (step, rate scale) -> controls) of a component or of a plain optax transformation."""
+    if not isinstance(optimizer, Optimizer):
+        plain = optimizer
+        return lambda controls: plain, lambda step, rate_scale: {}
+    assert parts is not None
+
+    def host(step: int, rate_scale: float) -> dict[str, Any]:
+        values = optimizer.controls(step, steps)
+        return {**values, "rate": np.float32(values["rate"] * rate_scale)}
+
+    return lambda controls: optimizer.transform(controls, parts), host
+
+
+def restore(stage: Stage, state: TrainState) -> None:
+    """Puts a restored state in, on the stage's own shardings."""
+    stage.state = replace(state)
