@@ -24,16 +24,28 @@ from jaxtune.training.stage import Stage
 
 
 @dataclass(frozen=True)
+class Leg:
+    """A phase in outline."""
+
+    name: str
+    steps: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
 class PhaseStarted:
     """A phase begins (or goes on): what trains in it, and for how long."""
 
+    run: str
     phase: int
-    phases: int
     step: int
-    steps: int  # of this phase
-    total_steps: int  # of the run
-    steps_per_epoch: int
+    legs: tuple[Leg, ...]
+    best: str  # the metric that decides
     table: tuple[Row, ...]
+
+    @property
+    def total_steps(self) -> int:
+        return sum(leg.steps for leg in self.legs)
 
 
 @dataclass(frozen=True)
@@ -60,9 +72,6 @@ class Recorder:
         self.folder, self.experiment, self.store, self.watch = folder, experiment, store, watch
         self.trackers: Trackers | None = None
         self.durable: int | None = None
-        self.compile_seconds = 0.0
-        self.examples = self.tokens = 0
-        self.step_seconds = self.wait_seconds = 0.0
 
     def __enter__(self) -> Recorder:
         return self
@@ -79,15 +88,14 @@ class Recorder:
     # -- what happens ---------------------------------------------------------------------------------------------------
 
     def phase(self, session: Session, stage: Stage, progress: Progress) -> None:
-        steps = [session.steps(number) for number in range(len(self.experiment.phases))]
-        started = PhaseStarted(
-            progress.phase, len(steps), progress.step, steps[progress.phase], sum(steps), session.plan(progress.phase).steps(), stage.selection.table
+        legs = tuple(
+            Leg(", ".join(phase.train), session.steps(number), session.plan(number).steps()) for number, phase in enumerate(self.experiment.phases)
         )
+        started = PhaseStarted(self.experiment.name, progress.phase, progress.step - progress.phase_step, legs, self.experiment.task.best, stage.selection.table)
         self.folder.event("phase", step=progress.step, phase=progress.phase, table=[dataclasses.asdict(row) for row in started.table])
         self.watch(started)
 
     def compiled(self, compiled: Compiled) -> None:
-        self.compile_seconds += compiled.seconds
         self.folder.event("compiled", seconds=compiled.seconds, memory=dataclasses.asdict(compiled.memory), flops=compiled.flops, rows=compiled.rows, width=compiled.width)
         self.watch(compiled)
 
@@ -117,15 +125,11 @@ class Recorder:
             {
                 "step": event.step, "split": "train", "loss": event.loss, "learning_rate": event.learning_rate,
                 "gradient_norm": event.gradient_norm, "examples": event.examples, "tokens": event.tokens,
-                "seconds": event.seconds, "wait_seconds": event.wait_seconds,
+                "seconds": event.seconds, "wait_seconds": event.wait_seconds, "compiled": event.compiled,
             }
         )  # fmt: skip
         if not event.finite:
             self.folder.event("skipped", step=event.step, loss=event.loss, gradient_norm=event.gradient_norm)
-        if event.compiled:
-            return  # its time is the compiler's
-        self.examples, self.tokens = self.examples + event.examples, self.tokens + event.tokens
-        self.step_seconds, self.wait_seconds = self.step_seconds + event.seconds, self.wait_seconds + event.wait_seconds
 
     def result(self, split: str, step: int, metrics: Mapping[str, Any]) -> None:
         self.folder.event("measured", split=split, step=step, **{k: v for k, v in metrics.items() if isinstance(v, int | float)})
@@ -142,18 +146,21 @@ class Recorder:
             self.durable = durable.step
             self.folder.set_state("running", last_durable_step=durable.step)
             self.folder.event("durable", step=durable.step)
+            self.watch(durable)
 
     # -- sums -----------------------------------------------------------------------------------------------------------
 
     def speed(self, progress: Progress) -> dict[str, float]:
-        """Of this process's steps, compilation left out."""
-        seconds = max(self.step_seconds, 1e-9)
+        """Of all steps of the run, over restarts; steps that had to be compiled first are left out of the rates."""
+        rows = [row for row in self.folder.metrics.read() if row.get("split") == "train"]
+        timed = [row for row in rows if not row["compiled"]]
+        seconds = max(sum(row["seconds"] for row in timed), 1e-9)
         return {
             "seconds": progress.seconds,
-            "examples_per_second": self.examples / seconds,
-            "tokens_per_second": self.tokens / seconds,
-            "data_wait_share": self.wait_seconds / seconds,
-            "compile_seconds": self.compile_seconds,
+            "examples_per_second": sum(row["examples"] for row in timed) / seconds,
+            "tokens_per_second": sum(row["tokens"] for row in timed) / seconds,
+            "data_wait_share": sum(row["wait_seconds"] for row in timed) / seconds,
+            "compile_seconds": sum(event["seconds"] for event in self.folder.events() if event["event"] == "compiled"),
         }
 
     def peak_memory(self) -> int:

@@ -119,6 +119,7 @@ def execute(session: Session, folder: RunFolder, watch: Watch) -> Result:
                     stage = session.start_phase(progress.phase, before.params, before.variables, before)
                     recorder.phase(session, stage, progress)
             store.wait()
+            recorder.note_durable()
             with watchdog.section("evaluation"):
                 result = conclude(session, folder, store, progress, recorder)
     except JaxtuneError as error:
@@ -128,7 +129,7 @@ def execute(session: Session, folder: RunFolder, watch: Watch) -> Result:
     except BaseException as error:
         folder.set_state("failed", reason=f"{type(error).__name__}: {error}", exit_code=1)
         raise
-    folder.set_state("done", exit_code=0)
+    folder.set_state("done", exit_code=0, reason=None)
     return result
 
 

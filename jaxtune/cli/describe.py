@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
 from jaxtune.cli.output import Output
 from jaxtune.config.describe import Description, describe, find, table_name, tables
 from jaxtune.config.editor import schema as schema_of
-from jaxtune.core.component import load_class
 
 ROOT = "jaxtune.experiment:Experiment"
 HOOKS: list[Callable[[str], Description | None]] = []  # things that are no settings: model families, runs
 
 
 def run(output: Output, thing: str | None, schema: bool) -> dict[str, Any]:
-    root: Any = load_class(ROOT)
+    root: Any = pkgutil.resolve_name(ROOT)
     if schema:
         return _schema(output, root)
     if thing is None:

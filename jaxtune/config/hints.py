@@ -11,8 +11,8 @@ from jaxtune.config.schema import Place, chosen, place_at, settings
 from jaxtune.config.yaml12 import Key, dotted
 from jaxtune.core.component import Component
 
-# A word of another tool -> endings of our paths, the first that exists is named.
-_RATE = ("schedule.peak", "schedule.rate")
+# A word of another tool -> endings of our paths, the first that exists is named; a | stands between words that are as good.
+_RATE = ("schedule.peak|rate",)
 _BATCH = ("data.batch_size", "batch_size")
 _LENGTH = ("data.max_tokens", "max_tokens")
 _CLIP = ("clip_norm", "clip", "gradient_clip", "max_norm")
@@ -85,8 +85,7 @@ def suggest(cls: type[Component], data: Any, key: Key) -> str:
 
     if word in beside:
         return _did_you_mean((*key[:-1], beside[word]))
-    endings = [ending.split(".") for ending in ALIASES.get(word, ())]
-    if path := _closest(key, [p for ending in endings for p in known if _words(p)[-len(ending) :] == ending]):
+    if path := _closest(key, [p for ending in ALIASES.get(word, ()) for p in known if _ends(p, ending)]):
         return f'; this is "{dotted(path)}" here'
     if word in ELSEWHERE:
         return f"; {ELSEWHERE[word]}"
@@ -111,9 +110,11 @@ def _plain(name: str | int) -> str:
     return str(name).lower().replace("-", "_")
 
 
-def _words(path: Key) -> list[str]:
-    """A path without the numbers of list items."""
-    return [str(part) for part in path if not isinstance(part, int)]
+def _ends(path: Key, ending: str) -> bool:
+    """Whether a path, without the numbers of list items, ends like this."""
+    words = [str(part) for part in path if not isinstance(part, int)]
+    wanted = [part.split("|") for part in ending.split(".")]
+    return len(words) >= len(wanted) and all(word in part for word, part in zip(words[-len(wanted) :], wanted, strict=True))
 
 
 def _closest(key: Key, paths: list[Key]) -> Key | None:

@@ -6,6 +6,7 @@ The file is read and merged before the class is imported, so a slip in the YAML 
 from __future__ import annotations
 
 import copy
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jaxtune.config.document import Document, get, load_document, split_key
 from jaxtune.config.problems import explain
 from jaxtune.config.schema import default_of, field_at, place_at
 from jaxtune.config.yaml12 import Key, Origin, dotted, parse_value
-from jaxtune.core.component import COLLECT, Component, load_class
+from jaxtune.core.component import COLLECT, Component
 from jaxtune.core.errors import ConfigError
 
 __all__ = ["Document", "apply_overrides", "build", "load_document", "read"]
@@ -31,7 +32,7 @@ def read(path: str | Path, overrides: Sequence[str], cls: type[Component] | str)
         ConfigError: all problems, one line each, with file and line.
     """
     document = load_document(path)
-    wanted: Any = load_class(cls) if isinstance(cls, str) else cls
+    wanted: Any = pkgutil.resolve_name(cls) if isinstance(cls, str) else cls
     return build(apply_overrides(document, overrides, wanted), wanted)
 
 
@@ -92,6 +93,7 @@ def _set(data: Any, lines: dict[Key, Origin], key: Key, value: Any, cls: type[Co
     if key[-1] == "kind" and section.get("kind", value) != value:
         section.clear()
         _forget(lines, key[:-1])
+        lines[key[:-1]] = origin
     section[key[-1]] = value
     _forget(lines, key)
     lines[key] = origin

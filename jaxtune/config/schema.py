@@ -120,8 +120,8 @@ def place_at(cls: type[Component], data: Any, key: Key) -> tuple[Place, Any] | N
         elif place.items and isinstance(name, int):
             value = value[name] if isinstance(value, list | tuple) and name < len(value) else None
             place = place.items
-        elif place.values:
-            place, value = place.values, value.get(name) if isinstance(value, Mapping) else None
+        elif place.values and isinstance(value, Mapping) and name in value:
+            place, value = place.values, value[name]
         else:
             return None
     return place, value

@@ -82,7 +82,7 @@ def parse(text: str, file: str) -> tuple[Any, dict[Key, Origin]]:
         raise ConfigError(_syntax_problem(error, text, file)) from error
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        raise ConfigError(f"{_at(file, line)}holds the character {str(error.character)!a}, which YAML does not allow") from error
+        raise ConfigError(f"{_at(file, line)}holds the character U+{error.character:04X}, which YAML does not allow") from error
     except RecursionError as error:
         raise ConfigError(f"{_at(file, None)}is nested too deeply to be an experiment") from error
     if node is None:
@@ -104,7 +104,7 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str, file: str) -> str:
     line = mark.line + 1 if mark else None
     rows = text.splitlines()
     row = rows[mark.line] if mark and mark.line < len(rows) else ""
-    said = (error.problem or "cannot be read").replace("<stream end>", "the end of the file")
+    said = (error.problem or "cannot be read").replace("'<stream end>'", "the end")
     if "\t" in row[: len(row) - len(row.lstrip())] or "'\\t'" in said:
         return f"{_at(file, line)}a tab cannot indent YAML; use spaces"
     if "single document" in (error.context or ""):
@@ -213,6 +213,6 @@ class _Walk:
         return number
 
     def _refuse_tag(self, node: yaml.Node) -> None:
-        tag = printable(node.tag.replace(_TAG, "!!"))
+        tag = printable(node.tag.replace(_TAG, "!!").rstrip(","))
         hint = "put a text that starts with ! in quotes" if not tag.startswith("!!") else "write plain values"
         self.problems.append(f"{_at(self.file, node.start_mark.line + 1)}the tag {tag} is not allowed; {hint}")

@@ -81,6 +81,7 @@ class Interrupted(JaxtuneError):
 
 EXIT_CODES = {
     0: "done",
+    1: "an error that was not foreseen; its traceback is kept",
     2: "bad configuration or arguments",
     70: "hang: a step or save did not end in time",
     71: "diverged: loss or gradients stayed non-finite",

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxtune.core.component import Component
+from jaxtune.core.errors import ConfigError
 from jaxtune.data.processor import Processor
 
 Batch = Mapping[str, jax.Array]
@@ -39,6 +40,17 @@ class DeviceAugment(Augment):
     def __call__(self, batch: Batch, key: jax.Array, classes: int) -> dict[str, jax.Array]:
         """The changed batch. Traced: what happens to a row follows from the key and the row's place in the batch."""
         raise NotImplementedError
+
+    def image(self, batch: Batch) -> jax.Array:
+        """The batch's images.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if "image" not in batch:
+            found = ", ".join(sorted(batch))
+            raise ConfigError(f"data.augment: {type(self).__name__} changes images, but this task's batches hold {found}; leave it out")
+        return batch["image"]
 
 
 def host_part(augments: Sequence[Augment], processor: Processor) -> tuple[HostAugment, ...]:

@@ -68,7 +68,7 @@ _gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 
 
 def _distribution(x: Array, dtype: jnp.dtype) -> Array:
-    """P(x) for float32 x; for a bfloat16 result a polynomial with an error below 4e-5, a hundredth of its rounding."""
+    """P(x) for float32 x; for a bfloat16 result a polynomial with an error below 4e-5, a fiftieth of its rounding."""
     if dtype == jnp.bfloat16:
         return 0.5 + _odd(x, _DISTRIBUTION, _DISTRIBUTION_END)
     return 0.5 * (1.0 + lax.erf(x * np.float32(np.sqrt(0.5))))
@@ -84,12 +84,16 @@ def _odd(x: Array, coefficients: np.ndarray, end: float) -> Array:
 # P(x) - 1/2 on [-4, 4], and P(x) - 1/2 + x P'(x) on [-4.5, 4.5] (error below 4e-4).
 _DISTRIBUTION_END, _SLOPE_END = 4.0, 4.5
 _DISTRIBUTION = np.array(
-    [0.398944018, -0.0664141406, 0.00987800531, -0.00113398293, 9.89134207e-5, -6.29534239e-6, 2.71630552e-7]
-    + [-7.00385495e-9, 8.06386877e-11],
+    [
+        *(0.398944018, -0.0664141406, 0.00987800531, -0.00113398293, 9.89134207e-5),
+        *(-6.29534239e-6, 2.71630552e-7, -7.00385495e-9, 8.06386877e-11),
+    ],
     np.float32,
 )
 _SLOPE = np.array(
-    [0.797729225, -0.264959928, 0.0586168817, -0.00881700256, 0.000940664751, -7.1231364e-5, 3.72243303e-6]
-    + [-1.26822588e-7, 2.52166634e-9, -2.2111117e-11],
+    [
+        *(0.797729225, -0.264959928, 0.0586168817, -0.00881700256, 0.000940664751),
+        *(-7.1231364e-5, 3.72243303e-6, -1.26822588e-7, 2.52166634e-9, -2.2111117e-11),
+    ],
     np.float32,
 )

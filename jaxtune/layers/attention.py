@@ -1,7 +1,8 @@
 """Scaled dot-product attention within segments, one function for all families and backends.
 
 Segments (not a boolean mask) say who sees whom: the same [B, T] integers serve padding and packing, and no [T, S] mask is
-ever an argument. Padding (segment 0) attends to padding, so that every row has something to attend to and stays finite.
+ever an argument. Padding (segment 0) is never seen but sees every real key, as checkpoints were trained: their masks hide keys alone,
+and a text padded on the left is read from its first, padded, position. A query without any real key stays finite.
 
 Letters: B batch, T/S query/key tokens, N heads, K kv heads, G = N/K, H head dim; X = B K and R = G T in the CPU rule.
 """
@@ -38,7 +39,7 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """softmax(q k^T scale) v -> [B, T, N, H] in q.dtype; K divides N (grouped queries).
 
-    Tokens see their own segment only (0 is padding), and only earlier or equal positions when `causal`. `key_segment_ids`
+    Tokens see their own segment only (0 is padding, which sees all others), and only earlier or equal positions when `causal`. `key_segment_ids`
     is for keys that are not the queries' tokens (default: `segment_ids`). `scale` defaults to H^-0.5. `noise` drops
     probabilities at its attention rate.
     """
@@ -59,7 +60,8 @@ def _visible(segments: tuple[Array, Array] | None, causal: bool, queries: int, k
     """Boolean [B or 1, 1, T, S]: which query sees which key; None when all see all."""
     visible = None
     if segments is not None:
-        visible = segments[0][:, None, :, None] == segments[1][:, None, None, :]
+        of_query, of_key = segments[0][:, None, :, None], segments[1][:, None, None, :]
+        visible = (of_key != 0) & ((of_query == of_key) | (of_query == 0))
     if causal:
         earlier = (jnp.arange(queries)[:, None] >= jnp.arange(keys)[None, :])[None, None]
         visible = earlier if visible is None else visible & earlier
@@ -92,9 +94,7 @@ class _Saved(NamedTuple):
     mask: Mask | None
 
 
-def _attend(
-    static: _Static, q: Array, k: Array, v: Array, segments: tuple[Array, Array] | None, mask: Mask | None
-) -> tuple[Array, _Saved]:
+def _attend(static: _Static, q: Array, k: Array, v: Array, segments: tuple[Array, Array] | None, mask: Mask | None) -> tuple[Array, _Saved]:
     """The forward pass for CPU.
 
     Three-dimensional operands with the contracted axis as below, each stored: with a transpose folded into it a bfloat16
@@ -127,9 +127,7 @@ def _attend_backward(static: _Static, saved: _Saved, gradient: Array) -> tuple[A
     rows = _queries_first(gradient, kv_heads)
     mean = (widen(rows) * widen(_queries_first(out, kv_heads))).sum(-1, keepdims=True) * inverse
     columns = _queries_last(gradient, kv_heads)
-    rows, mean, columns = stored(
-        (narrow(widen(rows) * row_scale, dtype), mean, narrow(widen(columns) * row_scale.swapaxes(1, 2), dtype))
-    )
+    rows, mean, columns = stored((narrow(widen(rows) * row_scale, dtype), mean, narrow(widen(columns) * row_scale.swapaxes(1, 2), dtype)))
     to_v = jnp.einsum("XHR,XRS->XHS", columns, stored(_dropped(weight, mask)))
     to_weight = widen(stored(jnp.einsum("XRH,XHS->XRS", rows, _width_first(v))))
     if mask is not None:
@@ -140,9 +138,7 @@ def _attend_backward(static: _Static, saved: _Saved, gradient: Array) -> tuple[A
     return _tokens_first(to_q, q.shape), _keys_first(to_k, k.shape), _keys_first(to_v, v.shape), None, None
 
 
-def _fast_primal(
-    static: _Static, q: Array, k: Array, v: Array, segments: tuple[Array, Array] | None, mask: Mask | None
-) -> Array:
+def _fast_primal(static: _Static, q: Array, k: Array, v: Array, segments: tuple[Array, Array] | None, mask: Mask | None) -> Array:
     return _attend(static, q, k, v, segments, mask)[0]
 
 

@@ -88,9 +88,7 @@ class Dropout:
         return Mask(first, second, threshold, scale)
 
 
-def dropout(
-    x: Float[Array, "..."], noise: Dropout | None, site: str, rate: Rate = "hidden"
-) -> Float[Array, "..."]:
+def dropout(x: Float[Array, "..."], noise: Dropout | None, site: str, rate: Rate = "hidden") -> Float[Array, "..."]:
     """`noise.on(x, site, rate)`, or x itself when there is no noise."""
     return x if noise is None else noise.on(x, site, rate)
 

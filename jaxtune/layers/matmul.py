@@ -23,7 +23,7 @@ def matmul(
     kernel: Float[Array, "I O"],
     dtype: DTypeLike | None = None,
     *,
-    bias: Float[Array, "O"] | None = None,
+    bias: Float[Array, " O"] | None = None,
     backend: str | None = None,
 ) -> Float[Array, "... O"]:
     """x [..., I] times kernel [I, O], plus bias [O] -> [..., O], computed and returned in `dtype` (default: that of x).

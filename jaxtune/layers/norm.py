@@ -18,8 +18,8 @@ from jaxtune.layers.cpu_math import narrow, on_cpu, stored, sum_rows, widen
 
 def layer_norm(
     x: Float[Array, "... D"],
-    scale: Float[Array, "D"],
-    bias: Float[Array, "D"] | None,
+    scale: Float[Array, " D"],
+    bias: Float[Array, " D"] | None,
     epsilon: float,
     *,
     backend: str | None = None,
@@ -105,9 +105,7 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
         self.momentum = momentum
 
-    def __call__(
-        self, x: Float[Array, "B ... D"], training: bool, weight: Float[Array, "B"] | None = None
-    ) -> Float[Array, "B ... D"]:
+    def __call__(self, x: Float[Array, "B ... D"], training: bool, weight: Float[Array, " B"] | None = None) -> Float[Array, "B ... D"]:
         """Examples of weight 0 (padding of a ragged batch) leave the statistics alone."""
         values = x.astype(jnp.float32)
         if training:

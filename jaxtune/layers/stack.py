@@ -125,7 +125,9 @@ def cuts_for(keys: Iterable[str], trained: Callable[[str], bool]) -> tuple[int, 
     return tuple(i for i in sorted(layers)[1:] if layers[i] != layers[i - 1])
 
 
-def recut[T](flat: Mapping[str, T], keys: Sequence[str], slice_rows: Callable[[T, int, int], T], join: Callable[[list[T]], T]) -> dict[str, T]:
+def recut[T](
+    flat: Mapping[str, T], keys: Sequence[str], slice_rows: Callable[[T, int, int], T], join: Callable[[list[T]], T]
+) -> dict[str, T]:
     """The same parameters under another cutting: `keys` names the wanted stored paths.
 
     Rows of a wanted segment come from whichever given segments hold them; other entries are passed through. Entries that `flat` lacks

@@ -128,6 +128,11 @@ class Bert(Family):
     }  # fmt: skip
     renewable: ClassVar = ("head.*", "pooler.*")
     unused: ClassVar = ("cls.*", "classifier.*", "*embeddings.position_ids", "qa_outputs.*")
+    assumed: ClassVar = {
+        "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "max_position_embeddings": 512,
+        "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0, "classifier_dropout": None, "initializer_range": 0.02,
+    }  # fmt: skip
     has_pooler: ClassVar = True
     counts_positions_from_pad: ClassVar = False
 
@@ -136,7 +141,9 @@ class Bert(Family):
         c = self.raw
         problems = []
         if c["hidden_size"] % c["num_attention_heads"]:
-            problems.append(f"config.json: hidden_size {c['hidden_size']} is not a multiple of num_attention_heads {c['num_attention_heads']}")
+            problems.append(
+                f"config.json: hidden_size {c['hidden_size']} is not a multiple of num_attention_heads {c['num_attention_heads']}"
+            )
         if c["hidden_act"] not in ACTIVATIONS:
             problems.append(f'config.json: activation "{c["hidden_act"]}" is not supported (known: {", ".join(ACTIVATIONS)})')
         if problems:
@@ -220,6 +227,7 @@ class Roberta(Bert):
     model_type: ClassVar = "roberta"
     prefix: ClassVar = "roberta."
     architecture: ClassVar = "RobertaForSequenceClassification"
+    assumed: ClassVar = {**Bert.assumed, "vocab_size": 50265, "pad_token_id": 1}
     renewable: ClassVar = ("head.*",)
     unused: ClassVar = ("lm_head.*", "classifier.*", "*pooler.*", "*embeddings.position_ids", "qa_outputs.*")
     has_pooler: ClassVar = False
@@ -241,6 +249,7 @@ class XlmRoberta(Roberta):
 
     model_type: ClassVar = "xlm-roberta"
     architecture: ClassVar = "XLMRobertaForSequenceClassification"
+    assumed: ClassVar = {**Roberta.assumed, "vocab_size": 30522}
 
 
 class Electra(Roberta):
@@ -249,8 +258,13 @@ class Electra(Roberta):
     model_type: ClassVar = "electra"
     prefix: ClassVar = "electra."
     architecture: ClassVar = "ElectraForSequenceClassification"
+    assumed: ClassVar = {
+        **Bert.assumed, "embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024,
+    }  # fmt: skip
     handled: ClassVar = Bert.handled | {"embedding_size"}
-    ignored: ClassVar = frozenset({"summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"})  # multiple choice only
+    ignored: ClassVar = frozenset(
+        {"summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"}
+    )  # multiple choice only
     unused: ClassVar = ("discriminator_predictions.*", "generator_*", "classifier.*", "*embeddings.position_ids", "qa_outputs.*")
     counts_positions_from_pad: ClassVar = False
     head_activation: ClassVar = "gelu"
@@ -267,6 +281,11 @@ class DistilBert(Bert):
         seq_classif_dropout pad_token_id""".split()
     )
     ignored: ClassVar = frozenset({"sinusoidal_pos_embds", "qa_dropout", "tie_weights_"})
+    assumed: ClassVar = {
+        "vocab_size": 30522, "max_position_embeddings": 512, "n_layers": 6, "n_heads": 12, "dim": 768,
+        "hidden_dim": 3072, "dropout": 0.1, "attention_dropout": 0.1, "activation": "gelu", "initializer_range": 0.02,
+        "seq_classif_dropout": 0.2, "pad_token_id": 0,
+    }  # fmt: skip
     renewable: ClassVar = ("head.*",)
     unused: ClassVar = ("vocab_*", "pre_classifier.*", "classifier.*", "*embeddings.position_ids", "qa_outputs.*")
 

@@ -9,7 +9,15 @@ from jaxtune.models.load import Base
 
 
 def model_card(
-    base: Base, *, name: str, task: str, data: str, labels: Sequence[str], test: Mapping[str, Any], rows: Mapping[str, int], configuration: str
+    base: Base,
+    *,
+    name: str,
+    task: str,
+    data: str,
+    labels: Sequence[str],
+    test: Mapping[str, Any],
+    rows: Mapping[str, int],
+    configuration: str,
 ) -> str:
     """Markdown with the front matter that model hubs read."""
     front = ["---", "library_name: transformers"]

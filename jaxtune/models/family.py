@@ -59,14 +59,19 @@ class Family(ABC):
     domain: ClassVar[Domain]
     prefix: ClassVar[str]  # what a task model puts before the backbone's tensor names, "bert."
     handled: ClassVar[frozenset[str]]  # config.json keys that this family reads
+    assumed: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # values of handled keys that config.json leaves out; others are asked of transformers, which is slow
     ignored: ClassVar[frozenset[str]] = frozenset()  # keys known to change nothing that this family computes
     fixed: ClassVar[Mapping[str, Any]] = {}  # keys understood at one value only
     renewable: ClassVar[tuple[str, ...]] = ("head.*",)  # parameters that a checkpoint may lack: they start fresh
     unused: ClassVar[tuple[str, ...]] = ()  # patterns of tensors that may be left over (old heads, buffers)
 
     def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any]):
-        """Raises:
-        ModelError: config.json holds a key the family does not know with a value other than the default (all such keys).
+        """`defaults`: what transformers' class assumes; only looked into for keys that nothing here knows.
+
+        Raises:
+            ModelError: config.json holds a key the family does not know with a value other than the default (all such keys).
         """
         problems = []
         for key, value in config.items():
@@ -74,14 +79,19 @@ class Family(ABC):
                 continue
             if key in self.fixed:
                 if value != self.fixed[key]:
-                    problems.append(f'config.json: {key}={value!r} is not supported by {self.model_type}; expected {self.fixed[key]!r}')
+                    problems.append(f"config.json: {key}={value!r} is not supported by {self.model_type}; expected {self.fixed[key]!r}")
             elif key not in defaults:
-                problems.append(f'config.json: {self.model_type} does not know the key "{key}" (={value!r}){nearest(key, sorted(self.handled))}')
+                problems.append(
+                    f'config.json: {self.model_type} does not know the key "{key}" (={value!r}){nearest(key, sorted(self.handled))}'
+                )
             elif value != defaults[key]:
-                problems.append(f"config.json: {key}={value!r} changes {self.model_type} in a way that is not implemented (default {defaults[key]!r})")
+                problems.append(
+                    f"config.json: {key}={value!r} changes {self.model_type} in a way that is not implemented (default {defaults[key]!r})"
+                )
         if problems:
             raise ModelError(problems)
-        self.raw: dict[str, Any] = {**{k: v for k, v in defaults.items() if k in self.handled}, **config}
+        absent = sorted(self.handled - config.keys())
+        self.raw: dict[str, Any] = {**{key: self.assumed[key] if key in self.assumed else defaults.get(key) for key in absent}, **config}
 
     # -- what a family states -------------------------------------------------------------------------------------------
 

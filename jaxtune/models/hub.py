@@ -6,8 +6,9 @@ Nothing is unpickled, no code of a checkpoint runs, shard names may not leave th
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -56,7 +57,7 @@ class Checkpoint:
         except ValueError as error:
             raise ModelError(f"{path}: not valid JSON ({error})") from error
         if not isinstance(config, dict) or "model_type" not in config:
-            raise ModelError(f"{path}: no \"model_type\"; expected the config.json of a transformers model")
+            raise ModelError(f'{path}: no "model_type"; expected the config.json of a transformers model')
         return cls(folder, config)
 
     @cached_property
@@ -93,7 +94,11 @@ class Checkpoint:
                 names = ["model.safetensors"]
         if not names:
             pickled = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in self.folder.glob(suffix))
-            hint = f" {pickled[0]} is a pickle file, which can run code: convert it to safetensors with transformers elsewhere." if pickled else ""
+            hint = (
+                f" {pickled[0]} is a pickle file, which can run code: convert it to safetensors with transformers elsewhere."
+                if pickled
+                else ""
+            )
             raise ModelError(f"{self.folder}: no *.safetensors file.{hint} Expected model.safetensors or shards with an index")
         for name in names:
             if not _SHARD.match(name):
@@ -138,11 +143,31 @@ def download(reference: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = reference.partition("@")
-    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]))
+    return Path(
+        snapshot_download(
+            repository, revision=revision or None, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]
+        )
+    )
 
 
-def class_defaults(model_type: str) -> dict[str, Any]:
-    """What transformers' config class for this model type assumes for keys that config.json leaves out."""
-    from transformers import AutoConfig
+@dataclass(frozen=True)
+class ClassDefaults(Mapping[str, Any]):
+    """What transformers' config class for a model type assumes for keys that config.json leaves out; loaded when first asked."""
 
-    return AutoConfig.for_model(model_type).to_dict()
+    model_type: str
+
+    @cached_property
+    def values_by_key(self) -> dict[str, Any]:
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns that PyTorch is missing, which is meant
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(self.model_type).to_dict()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values_by_key[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_by_key)
+
+    def __len__(self) -> int:
+        return len(self.values_by_key)

@@ -22,7 +22,7 @@ from jaxtune.layers import stack
 from jaxtune.layers.stack import StackOptions
 from jaxtune.models.blueprint import Blueprint, Flat
 from jaxtune.models.family import Family, family_class
-from jaxtune.models.hub import Checkpoint, TensorInfo, class_defaults, download
+from jaxtune.models.hub import Checkpoint, ClassDefaults, TensorInfo, download
 from jaxtune.models.weights import Table
 from jaxtune.parallel.placement import Placement
 
@@ -63,7 +63,7 @@ def open_base(reference: str | Mapping[str, Any]) -> Base:
     else:
         checkpoint, model_type, config = None, reference["family"], reference["config"]
     cls = family_class(model_type)
-    family = cls(config, class_defaults(cls.model_type))
+    family = cls(config, ClassDefaults(cls.model_type))
     return Base(family, checkpoint, reference if isinstance(reference, str) else f"new {model_type}")
 
 
@@ -199,4 +199,6 @@ def check_licence(base: Base, allowed: tuple[str, ...] | None) -> None:
     """
     if allowed is not None and base.checkpoint is not None and base.licence not in allowed:
         found = base.licence or "no licence in its model card"
-        raise ConfigError(f"model.base {base.reference}: found {found}; allowed_licences is {', '.join(allowed)}: add it or choose another base")
+        raise ConfigError(
+            f"model.base {base.reference}: found {found}; allowed_licences is {', '.join(allowed)}: add it or choose another base"
+        )

@@ -17,7 +17,9 @@ class NewModel(Component):
     """A model that starts from nothing."""
 
     family: str = Field(description="model_type of the family, e.g. vit")
-    config: dict[str, Any] = Field(default_factory=dict, description="config.json of the new model: what differs from transformers' defaults")
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="config.json of the new model: what differs from transformers' defaults"
+    )
 
 
 class Rates(Component):
@@ -32,11 +34,21 @@ class Model(Component):
     """The `model:` section."""
 
     base: str | NewModel = Field(description="hub id, folder or package://name/sub/folder; or {family, config} for a new model")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="precision of the computation; trained parameters are kept in float32")
-    dropout: Literal["base", "none"] | Rates = Field("base", description="base: the checkpoint's own rates; none; or {hidden, attention, head}")
-    head: Literal["auto", "new"] = Field("auto", description="auto: keep the checkpoint's head where its labels are these; new: always a fresh one")
-    scan_layers: Literal["auto"] | bool = Field("auto", description="run equal layers as a loop (quick to compile) or unrolled; auto decides by depth")
-    remat: Literal["none", "dots", "block"] = Field("none", description="what the backward pass computes again: nothing, all but products, whole blocks")
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="precision of the computation; trained parameters are kept in float32"
+    )
+    dropout: Literal["base", "none"] | Rates = Field(
+        "base", description="base: the checkpoint's own rates; none; or {hidden, attention, head}"
+    )
+    head: Literal["auto", "new"] = Field(
+        "auto", description="auto: keep the checkpoint's head where its labels are these; new: always a fresh one"
+    )
+    scan_layers: Literal["auto"] | bool = Field(
+        "auto", description="run equal layers as a loop (quick to compile) or unrolled; auto decides by depth"
+    )
+    remat: Literal["none", "dots", "block"] = Field(
+        "none", description="what the backward pass computes again: nothing, all but products, whole blocks"
+    )
     allowed_licences: tuple[str, ...] | None = Field(None, description="licences the base may have; default: any")
 
     def rates(self, family: Family) -> DropoutRates | None:

@@ -137,7 +137,14 @@ class Vit(Family):
     # Masked-image modelling and the bare model's pooler, which no classifier has.
     ignored: ClassVar = frozenset({"encoder_stride", "pooler_output_size", "pooler_act"})
     fixed: ClassVar = {"is_encoder_decoder": False, "chunk_size_feed_forward": 0, "pruned_heads": {}}
-    unused: ClassVar = ("classifier.*", "cls_classifier.*", "distillation_classifier.*", "*pooler.dense.*", "*embeddings.mask_token", "decoder.*")
+    unused: ClassVar = (
+        "classifier.*",
+        "cls_classifier.*",
+        "distillation_classifier.*",
+        "*pooler.dense.*",
+        "*embeddings.mask_token",
+        "decoder.*",
+    )
     distillation: ClassVar = False
 
     @property
@@ -150,7 +157,9 @@ class Vit(Family):
         image, patch = pair(c["image_size"]), pair(c["patch_size"])
         problems = []
         if c["hidden_size"] % c["num_attention_heads"]:
-            problems.append(f"config.json: hidden_size {c['hidden_size']} is not a multiple of num_attention_heads {c['num_attention_heads']}")
+            problems.append(
+                f"config.json: hidden_size {c['hidden_size']} is not a multiple of num_attention_heads {c['num_attention_heads']}"
+            )
         if c["hidden_act"] not in ACTIVATIONS:
             problems.append(f'config.json: activation "{c["hidden_act"]}" is not supported (known: {", ".join(ACTIVATIONS)})')
         if image[0] < patch[0] or image[1] < patch[1]:

@@ -85,7 +85,7 @@ class Signals:
             self._old[number] = signal.signal(number, self._note)
         if not _FORK_WATCHED:
             _FORK_WATCHED.append(True)
-            os.register_at_fork(after_in_child=_forget_in_child)
+            os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals_through, after_in_child=_forget_in_child)
         _CATCHING.append(self)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -110,9 +110,21 @@ class Signals:
             os._exit(_ERRORS[number].exit_code)
 
 
+def _hold_signals() -> None:
+    if _CATCHING:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ERRORS)
+
+
+def _let_signals_through() -> None:
+    if _CATCHING:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ERRORS)
+
+
 def _forget_in_child() -> None:
-    """A forked child shares the pipe: a signal to it must not look like one to the run."""
+    """A forked child shares the pipe: a signal to it must not look like one to the run, from its first moment."""
     if _CATCHING:
         signal.set_wakeup_fd(-1)
         for number in _ERRORS:
             signal.signal(number, signal.SIG_DFL)
+        _let_signals_through()
+        _CATCHING.clear()

@@ -57,6 +57,13 @@ def test_every_augment_keeps_shape_and_range_and_follows_the_key(augment: Device
     assert not np.array_equal(image, np.asarray(given["image"]))
 
 
+@pytest.mark.parametrize("augment", DEVICE, ids=lambda augment: type(augment).__name__)
+def test_batches_without_images_are_refused(augment: DeviceAugment) -> None:
+    given = {name: value for name, value in batch().items() if name != "image"}
+    with pytest.raises(ConfigError, match=f"{type(augment).__name__} changes images, but this task's batches hold label, loss_weight"):
+        augment(given, KEY, 3)
+
+
 @pytest.mark.parametrize("augment", DEVICE[:5] + DEVICE[6:], ids=lambda augment: type(augment).__name__)
 def test_rows_are_changed_differently(augment: DeviceAugment) -> None:
     given = batch()

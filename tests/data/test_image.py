@@ -206,3 +206,14 @@ def test_defaults_of_the_classes() -> None:
     assert (vit.resize, vit.resample) == ((224, 224), BILINEAR)
     assert (deit.resize, deit.crop, deit.resample) == ((256, 256), (224, 224), BICUBIC)
     assert (convnext.resize, convnext.crop) == ((384, 384), None)
+
+
+def test_the_config_of_a_new_model_means_the_same_to_transformers() -> None:
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    processor = ImageProcessor.new((8, 8, 1), size=(6, 10))
+    image = pixels(13, 9, 1)
+    settings = {key: value for key, value in processor.config.items() if not key.endswith("_type")}
+    expected = ViTImageProcessorPil(**settings)(image, return_tensors="np", input_data_format="channels_last")["pixel_values"]
+    ours = np.asarray(processor.normalise(jnp.asarray(processor.host(image))[None]))
+    np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), expected, atol=1e-6)

@@ -77,7 +77,8 @@ def test_scores_of_any_size(size):
     k = k.at[:, 8:].multiply(30.0)
     fast, plain = (_run(q * size, k, v, gradient, segment_ids=SEGMENTS, implementation=i) for i in ("cpu", "xla"))
     for a, b in zip(fast, plain, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+        # float32 scores of several thousand are right to a thousandth, and so is their exponential.
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(jnp.abs(b).max()))
 
 
 @pytest.mark.parametrize("noise", [None, NOISE], ids=["plain", "dropout"])

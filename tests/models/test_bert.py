@@ -61,7 +61,9 @@ def test_a_row_of_padding_alone_stays_finite(name: str) -> None:
     assert all(np.isfinite(value).all() for value in jax.device_get(gradients(it.values)).values())
 
 
-@pytest.mark.parametrize(("name", "longest"), [("bert", 24), ("roberta", 16), ("roberta_pad_three", 16), ("distilbert", 24), ("electra", 24)])
+@pytest.mark.parametrize(
+    ("name", "longest"), [("bert", 24), ("roberta", 16), ("roberta_pad_three", 16), ("distilbert", 24), ("electra", 24)]
+)
 def test_longest_text(name: str, longest: int) -> None:
     assert open_base(str(cases.REFERENCES / name)).family.max_tokens == longest
 

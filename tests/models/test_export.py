@@ -77,10 +77,14 @@ def test_only_trained_rows_are_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["bert.encoder.layer.1.intermediate.dense.weight"], kernel.T)
 
 
-@pytest.mark.parametrize(("name", "architecture"), [("bert_bare", "BertForSequenceClassification"), ("vit_bare", "ViTForImageClassification")])
+@pytest.mark.parametrize(
+    ("name", "architecture"), [("bert_bare", "BertForSequenceClassification"), ("vit_bare", "ViTForImageClassification")]
+)
 def test_a_new_head_names_tensors_as_a_classifier_does(tmp_path: Path, name: str, architecture: str) -> None:
     it = cases.load_folder(cases.REFERENCES / name, 4, new_head=True)
-    folder = export(tmp_path / "out", it.base, it.values, trained=frozenset({"head.out.kernel", "head.out.bias"}), labels=("a", "b", "c", "d"))
+    folder = export(
+        tmp_path / "out", it.base, it.values, trained=frozenset({"head.out.kernel", "head.out.bias"}), labels=("a", "b", "c", "d")
+    )
     config, found = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
     assert config["architectures"] == [architecture]
     assert config["id2label"] == {"0": "a", "1": "b", "2": "c", "3": "d"} and config["label2id"] == {"a": 0, "b": 1, "c": 2, "d": 3}
@@ -116,9 +120,30 @@ def test_trained_tensors_are_not_rounded_to_a_half_precision_base(tmp_path: Path
 @pytest.mark.parametrize(
     ("family", "config"),
     [
-        ("vit", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 8, "patch_size": 4, "num_channels": 1}),
+        (
+            "vit",
+            {
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 24,
+                "image_size": 8,
+                "patch_size": 4,
+                "num_channels": 1,
+            },
+        ),
         ("resnet", {"embedding_size": 4, "hidden_sizes": [8, 12], "depths": [1, 2], "layer_type": "basic", "num_channels": 1}),
-        ("electra", {"hidden_size": 16, "embedding_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 30}),
+        (
+            "electra",
+            {
+                "hidden_size": 16,
+                "embedding_size": 8,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 24,
+                "vocab_size": 30,
+            },
+        ),
     ],
 )
 def test_a_new_model_exports_and_loads_again(tmp_path: Path, family: str, config: dict[str, Any]) -> None:

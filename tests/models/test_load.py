@@ -74,7 +74,9 @@ def test_another_number_of_classes_needs_a_new_head() -> None:
     assert it.values["head.out.kernel"].shape == (32, 4) and np.asarray(it.values["head.out.kernel"]).any()
 
 
-@pytest.mark.parametrize(("name", "fresh"), [("bert_bare", "head"), ("bert_bare_no_pooler", "head pooler"), ("bert_pretraining", "head"), ("vit_bare", "head")])
+@pytest.mark.parametrize(
+    ("name", "fresh"), [("bert_bare", "head"), ("bert_bare_no_pooler", "head pooler"), ("bert_pretraining", "head"), ("vit_bare", "head")]
+)
 def test_bare_checkpoints_get_a_new_head(name: str, fresh: str) -> None:
     it = cases.load_folder(cases.REFERENCES / name, 5, new_head=True)
     assert {key.split(".")[0] for key in it.plan.fresh} == set(fresh.split())
@@ -97,7 +99,12 @@ def test_half_a_head_is_damage(tmp_path: Path) -> None:
         ("bert", "use_rotary", True, 'config.json: bert does not know the key "use_rotary" (=True)'),
         ("bert", "hiden_size", 64, 'config.json: bert does not know the key "hiden_size" (=64); did you mean "hidden_size"?'),
         ("bert", "is_decoder", True, "config.json: is_decoder=True is not supported by bert; expected False"),
-        ("bert", "position_embedding_type", "relative_key", "config.json: position_embedding_type='relative_key' is not supported by bert; expected 'absolute'"),
+        (
+            "bert",
+            "position_embedding_type",
+            "relative_key",
+            "config.json: position_embedding_type='relative_key' is not supported by bert; expected 'absolute'",
+        ),
         ("vit", "qkv_biass", False, 'config.json: vit does not know the key "qkv_biass" (=False); did you mean "qkv_bias"?'),
         ("resnet", "dilation", 3, 'config.json: resnet does not know the key "dilation" (=3)'),
     ],
@@ -231,7 +238,9 @@ def test_names_and_buffers_of_old_checkpoints(tmp_path: Path) -> None:
             tensors[old] = tensors.pop(name)
         tensors["bert.embeddings.position_ids"] = np.arange(24)[None]
 
-    found = cases.load_folder(changed_copy("bert", tmp_path / "m", change, gradient_checkpointing=False, dtype=None, torch_dtype="float32"), 3)
+    found = cases.load_folder(
+        changed_copy("bert", tmp_path / "m", change, gradient_checkpointing=False, dtype=None, torch_dtype="float32"), 3
+    )
     assert found.plan.ignored == ("bert.embeddings.position_ids",)
     for key, value in cases.loaded("bert").values.items():
         np.testing.assert_array_equal(found.values[key], value, err_msg=key)

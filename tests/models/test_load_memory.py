@@ -53,7 +53,10 @@ def test_peak_host_memory_stays_under_one_and_a_half_models(tmp_path: Path) -> N
     write_checkpoint(tmp_path / "m")
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{LOADING}", str(tmp_path / "m")], capture_output=True, text=True, check=False
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{LOADING}", str(tmp_path / "m")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)

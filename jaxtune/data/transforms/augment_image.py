@@ -26,7 +26,7 @@ class Flip(DeviceAugment):
     direction: Literal["horizontal", "vertical"] = Field("horizontal", description="horizontal swaps left and right")
 
     def __call__(self, batch: Batch, key: jax.Array, classes: int) -> dict[str, jax.Array]:
-        image = batch["image"]
+        image = self.image(batch)
         chosen = jax.random.uniform(key, image.shape[:1]) < self.probability
         mirrored = jnp.flip(image, 2 if self.direction == "horizontal" else 1)
         return {**batch, "image": jnp.where(chosen[:, None, None, None], mirrored, image)}
@@ -42,7 +42,7 @@ class Crop(DeviceAugment):
     fill: Fill = 0.0
 
     def __call__(self, batch: Batch, key: jax.Array, classes: int) -> dict[str, jax.Array]:
-        image = batch["image"]
+        image = self.image(batch)
         if self.border == "reflect" and self.padding >= min(image.shape[1:3]):
             size = f"{image.shape[1]} x {image.shape[2]}"
             raise ConfigError(
@@ -73,7 +73,7 @@ class ResizedCrop(DeviceAugment):
         return value
 
     def __call__(self, batch: Batch, key: jax.Array, classes: int) -> dict[str, jax.Array]:
-        image = batch["image"]
+        image = self.image(batch)
         rows, height, width, _ = image.shape
         for_area, for_ratio, for_place = jax.random.split(key, 3)
         area = height * width * jax.random.uniform(for_area, (rows,), minval=self.scale[0], maxval=self.scale[1])
@@ -98,7 +98,7 @@ class Cutout(DeviceAugment):
     fill: Fill = 127.5
 
     def __call__(self, batch: Batch, key: jax.Array, classes: int) -> dict[str, jax.Array]:
-        image = batch["image"]
+        image = self.image(batch)
         rows, height, width, _ = image.shape
         for_place, for_choice = jax.random.split(key)
         centre = jax.random.uniform(for_place, (rows, 2)) * jnp.array([height, width], jnp.float32)[None]
@@ -130,7 +130,7 @@ class Mixup(DeviceAugment):
             own = share.reshape(share.shape + (1,) * (values.ndim - 1))
             return own * values + (1.0 - own) * values[partner]
 
-        mixed = {**batch, "image": blend(batch["image"].astype(jnp.float32)), "target": blend(target)}
+        mixed = {**batch, "image": blend(self.image(batch).astype(jnp.float32)), "target": blend(target)}
         mixed.pop("label", None)
         return mixed
 

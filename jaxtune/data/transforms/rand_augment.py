@@ -50,7 +50,7 @@ class RandAugment(DeviceAugment):
     fill: Fill = 127.5
 
     def __call__(self, batch: Batch, key: jax.Array, classes: int) -> dict[str, jax.Array]:
-        image = batch["image"].astype(jnp.float32)
+        image = self.image(batch).astype(jnp.float32)
         choices = self.possible(image.shape[-1])
         for number in range(self.operations):
             for_choice, for_sign = jax.random.split(jax.random.fold_in(key, number))

@@ -23,6 +23,7 @@ REFUSED: Mapping[str, str] = {
     ),
     "dpsgd": "it needs the gradient of each example",
     "noisy_sgd": "its noise would not depend on the run's seed",
+    "optimistic_adam": "optax has deprecated it; write optimistic_adam_v2",
 }
 """Optimizers of optax that ask for more than gradients and parameters."""
 

@@ -26,6 +26,8 @@ Number = jax.Array | float
 Controls = Mapping[str, Any]
 Updated = tuple[optax.Updates, optax.OptState]
 
+NO_DECAY = ("*.bias", "*.scale")
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -57,7 +59,7 @@ class Optimizer(Component):
     schedule: Annotated[Schedule, OneOf(SCHEDULES)] = Field(description="The learning rate over the phase.")
     weight_decay: WeightDecay = 0.0
     no_decay: tuple[str, ...] = Field(
-        default=("*.bias", "*.scale"),
+        default=NO_DECAY,
         description="Patterns of the parameters without weight decay: biases and norms, by name, never by shape.",
     )
     clip_norm: Positive | None = Field(
@@ -71,7 +73,7 @@ class Optimizer(Component):
 
     @model_validator(mode="after")
     def _decays(self) -> Self:
-        if self.decay == "none" and (self.weight_decay or "no_decay" in self.model_fields_set):
+        if self.decay == "none" and (self.weight_decay or self.no_decay != NO_DECAY):
             name = type(self).__name__
             raise ValueError(f"{name} has no weight decay, so weight_decay and no_decay would have no effect; {self.instead_of_decay}")
         return self

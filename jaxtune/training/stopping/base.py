@@ -30,7 +30,7 @@ class Report:
     best: str  # the metric that decides which checkpoint is the best
     higher_is_better: bool  # about `best`
     train_loss: float  # of the latest step
-    skipped: int  # steps skipped since the run began because loss or gradients were not finite
+    skipped: int  # steps of this phase skipped so far because loss or gradients were not finite
 
 
 @dataclass(frozen=True)

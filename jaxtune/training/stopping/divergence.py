@@ -26,17 +26,17 @@ class Divergence(StopRule):
 
     @model_validator(mode="after")
     def _rolls_back(self) -> Self:
-        idle = {"rate_factor", "rollbacks"} & self.model_fields_set
+        fields = type(self).model_fields
+        idle = [name for name in ("rate_factor", "rollbacks") if getattr(self, name) != fields[name].default]
         if self.action == "stop" and idle:
-            raise ValueError(f"{' and '.join(sorted(idle))} would have no effect with action: stop; write action: rollback or leave it out")
+            raise ValueError(f"{' and '.join(idle)} would have no effect with action: stop; write action: rollback or leave it out")
         return self
 
     def start(self) -> Memory:
-        return {"best": None, "skipped": None, "rollbacks": 0}
+        return {"best": None, "skipped": 0, "rollbacks": 0}
 
     def decide(self, memory: Memory, report: Report) -> tuple[Memory, Decision]:
-        before = memory["skipped"]
-        reason = self._reason(memory["best"], report, report.skipped if before is None else report.skipped - before)
+        reason = self._reason(memory["best"], report, report.skipped - memory["skipped"])
         memory = memory | {"skipped": report.skipped}
         if reason is None:
             best = report.train_loss if memory["best"] is None else min(memory["best"], report.train_loss)
