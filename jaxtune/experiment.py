@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 
 from jaxtune.checkpoint.settings import Checkpoint
 from jaxtune.core.component import Component, OneOf
+from jaxtune.core.errors import ConfigError
+from jaxtune.data.augment import DeviceAugment, HostAugment
 from jaxtune.data.settings import Data
 from jaxtune.evaluation.settings import Evaluation
 from jaxtune.models.settings import Model
@@ -26,7 +28,7 @@ class Experiment(Component):
     """Everything a run is made of."""
 
     name: str = Field(description="name of the run folder")
-    seed: int = Field(0, ge=0, description="of everything random in training; the split has a seed of its own")
+    seed: int = Field(default=0, ge=0, description="of everything random in training; the split has a seed of its own")
     model: Model = Field(description="the base model")
     task: Annotated[Task, OneOf(TASKS)] = Field(description="what is predicted from what")
     data: Data = Field(description="examples, splits, batches")
@@ -34,7 +36,7 @@ class Experiment(Component):
     mesh: Mesh = Field(default_factory=Mesh, description="how devices are used")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="when validation happens")
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="what is saved when")
-    tracking: tuple[Annotated[Tracker, OneOf(TRACKERS)], ...] = Field((), description="where numbers go besides metrics.jsonl")
+    tracking: tuple[Annotated[Tracker, OneOf(TRACKERS)], ...] = Field(default=(), description="where numbers go besides metrics.jsonl")
 
     @model_validator(mode="after")
     def sections_fit(self) -> Experiment:
@@ -45,14 +47,22 @@ class Experiment(Component):
         for number, phase in enumerate(self.phases):
             if size is not None and size % phase.accumulation:
                 problems.append(f"phases.{number}.accumulation: {phase.accumulation} parts do not divide data.batch_size {size} evenly")
+            for place, rule in enumerate(phase.stopping):
+                problems += [f"phases.{number}.{problem}".replace("stopping", f"stopping.{place}", 1) for problem in rule.problems(self.task.metric_names)]
         if self.task.domain == "image":
             problems += [
                 f"data.{name}: has no meaning for images; leave it out"
                 for name in ("max_tokens", "batch_tokens")
                 if getattr(self.data, name) is not None
             ]
+        wrong = HostAugment if self.task.domain == "image" else DeviceAugment
+        problems += [
+            f"data.augment.{number}: {type(augment).__name__} does not work on {self.task.domain}s; leave it out"
+            for number, augment in enumerate(self.data.augment)
+            if isinstance(augment, wrong)
+        ]
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ConfigError(problems)
         return self
 
 

@@ -28,14 +28,12 @@ from jaxtune.tasks.base import Task
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """An experiment with everything it reads.
+class Subject:
+    """An experiment's model side: enough to load a run and use it on other data.
 
     Attributes:
-        task: the experiment's task with what it learned from the training split (class weights).
+        task: the experiment's task, bound to the processor; after `prepare` also with what it learned from training rows (class weights).
         names: class names in the order of the head's outputs; empty for regression.
-        splits: encoded examples of "train", "validation", "test" (those that exist); example_id is the record number.
-        facts: what `check` prints and the run records: rows, labels, lengths, duplicates, fit.
     """
 
     experiment: Experiment
@@ -43,10 +41,32 @@ class Prepared:
     processor: Processor
     task: Task
     names: tuple[str, ...]
+
+    @property
+    def limit(self) -> int | None:
+        """Longest sequence in tokens; None without tokens."""
+        return token_limit(self.experiment, self.base, self.processor)
+
+
+@dataclass(frozen=True)
+class Prepared(Subject):
+    """An experiment with everything it reads.
+
+    Attributes:
+        splits: encoded examples of "train", "validation", "test" (those that exist); example_id is the record number.
+        fingerprint: of source, transforms and columns.
+        facts: what `check` prints and the run records: rows, labels, lengths, duplicates.
+    """
+
     scanned: Scan
     splits: Mapping[str, Examples]
     fingerprint: str
     facts: Mapping[str, Any]
+
+    def full_length(self, record: int) -> int:
+        """Tokens of a record before cutting; 0 without tokens."""
+        lengths = next(iter(self.splits.values())).facts.get("full_length")
+        return 0 if lengths is None else int(lengths[record])
 
     def plan(self, split: str, *, divisor: int, training: bool, seed: int = 0) -> Plan:
         """The order of a split's batches; every batch's rows divide by `divisor`.
@@ -75,11 +95,8 @@ def prepare(experiment: Experiment, *, cache: Path | None = None) -> Prepared:
         ConfigError: something named in the experiment is not there, or model, task and data do not fit each other.
         DataError: rows that cannot be trained on.
     """
-    task, data = experiment.task, experiment.data
-    base = load_base(experiment)
-    processor = task.processor(base)
-    task = task.bind(processor)
-    limit = token_limit(experiment, base, processor)
+    subject = open_subject(experiment, ())
+    base, processor, task, data, limit = subject.base, subject.processor, subject.task, experiment.data, subject.limit
     records = data.source.open()
     light = tuple(dict.fromkeys((task.label, *data.split.needs, *task.texts)))
     scanned = scan(records, data.transforms, task.content, light)
@@ -98,9 +115,7 @@ def prepare(experiment: Experiment, *, cache: Path | None = None) -> Prepared:
         source_rows=scanned.records.rows,
     )
     names = task.find_labels([values[i] for i in parts["train"]], scanned.records.label_names.get(task.label, ()))
-    key = disk.fingerprint(
-        {"source": data.source.fingerprint(), "transforms": [repr(t) for t in data.transforms], "columns": task.columns}
-    )
+    key = disk.fingerprint({"source": data.source.fingerprint(), "transforms": [repr(t) for t in data.transforms], "columns": task.columns})
     limits = Limits(limit, data.over_length, cache or cache_folder("data"), key)
     encoded = task.encode(scanned.records, names, processor, limits)
     splits = take(encoded.examples, encoded.kept, parts)
@@ -117,6 +132,22 @@ def prepare(experiment: Experiment, *, cache: Path | None = None) -> Prepared:
     if counts is not None:
         task = task.model_copy(update={"loss": task.loss.fit(counts)})
     return Prepared(experiment, base, processor, task, names, scanned, splits, key, facts)
+
+
+def open_subject(experiment: Experiment, names: tuple[str, ...]) -> Subject:
+    """The model side of an experiment; no data is touched.
+
+    Raises:
+        ConfigError, ModelError: base, processor and task are not there or do not fit each other.
+    """
+    base = load_base(experiment)
+    processor = experiment.task.processor(base)
+    subject = Subject(experiment, base, processor, experiment.task.bind(processor), names)
+    if subject.limit is not None and experiment.data.widths != "auto" and experiment.data.widths[-1] != subject.limit:
+        raise ConfigError(
+            f"data.widths: the last must be the longest text, {subject.limit} tokens (data.max_tokens), found {experiment.data.widths[-1]}"
+        )
+    return subject
 
 
 def load_base(experiment: Experiment) -> Base:
@@ -167,16 +198,8 @@ def take(examples: Examples, kept: np.ndarray, parts: Mapping[str, np.ndarray]) 
 
 
 def batch_widths(experiment: Experiment, lengths: np.ndarray | None, limit: int | None) -> tuple[int, ...] | None:
-    """The token widths that batches are padded to.
-
-    Raises:
-        ConfigError: data.widths does not end at the longest possible text.
-    """
-    if lengths is None:
+    """The token widths that batches are padded to."""
+    if lengths is None or limit is None:
         return None
-    if experiment.data.widths == "auto":
-        assert limit is not None
-        return choose_widths(lengths, limit, batch_size=experiment.data.batch_size)
-    if limit is not None and experiment.data.widths[-1] != limit:
-        raise ConfigError(f"data.widths: the last must be the longest text, {limit} tokens (data.max_tokens), found {experiment.data.widths[-1]}")
-    return experiment.data.widths
+    data = experiment.data
+    return choose_widths(lengths, limit, batch_size=data.batch_size) if data.widths == "auto" else data.widths

@@ -20,16 +20,8 @@ from jaxtune.session import Compiled, Session
 from jaxtune.tracking.base import Trackers
 from jaxtune.training.loop import Decided, Evaluated, Progress, Saved, Stepped
 from jaxtune.training.parameters import Row
+from jaxtune.training.progress import Leg
 from jaxtune.training.stage import Stage
-
-
-@dataclass(frozen=True)
-class Leg:
-    """A phase in outline."""
-
-    name: str
-    steps: int
-    steps_per_epoch: int
 
 
 @dataclass(frozen=True)
@@ -38,7 +30,8 @@ class PhaseStarted:
 
     run: str
     phase: int
-    step: int
+    step: int  # of the run, where the phase began
+    done: int  # steps of the phase that are behind it
     legs: tuple[Leg, ...]
     best: str  # the metric that decides
     table: tuple[Row, ...]
@@ -89,14 +82,30 @@ class Recorder:
 
     def phase(self, session: Session, stage: Stage, progress: Progress) -> None:
         legs = tuple(
-            Leg(", ".join(phase.train), session.steps(number), session.plan(number).steps()) for number, phase in enumerate(self.experiment.phases)
+            Leg(", ".join(phase.train), session.steps(number), session.plan(number).steps())
+            for number, phase in enumerate(self.experiment.phases)
         )
-        started = PhaseStarted(self.experiment.name, progress.phase, progress.step - progress.phase_step, legs, self.experiment.task.best, stage.selection.table)
+        started = PhaseStarted(
+            self.experiment.name,
+            progress.phase,
+            progress.step - progress.phase_step,
+            progress.phase_step,
+            legs,
+            self.experiment.task.best,
+            stage.selection.table,
+        )
         self.folder.event("phase", step=progress.step, phase=progress.phase, table=[dataclasses.asdict(row) for row in started.table])
         self.watch(started)
 
     def compiled(self, compiled: Compiled) -> None:
-        self.folder.event("compiled", seconds=compiled.seconds, memory=dataclasses.asdict(compiled.memory), flops=compiled.flops, rows=compiled.rows, width=compiled.width)
+        self.folder.event(
+            "compiled",
+            seconds=compiled.seconds,
+            memory=dataclasses.asdict(compiled.memory),
+            flops=compiled.flops,
+            rows=compiled.rows,
+            width=compiled.width,
+        )
         self.watch(compiled)
 
     def resumed(self, found: Restored) -> None:

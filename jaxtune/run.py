@@ -15,6 +15,7 @@ from jaxtune.config.write import to_yaml
 from jaxtune.core.errors import DivergedError, Interrupted, JaxtuneError, NoCheckpointError, Preempted
 from jaxtune.evaluation.predictions import write_predictions
 from jaxtune.experiment import Experiment, load_experiment
+from jaxtune.model_session import ModelSession
 from jaxtune.models.card import model_card
 from jaxtune.models.export import export
 from jaxtune.parallel import hosts
@@ -102,7 +103,7 @@ def execute(session: Session, folder: RunFolder, watch: Watch) -> Result:
         with (
             open_store(experiment, folder, goal) as store,
             Signals() as signals,
-            Watchdog(folder.path) as watchdog,
+            Watchdog(folder.path, report=lambda message: folder.set_state("failed", reason=message, exit_code=70)) as watchdog,
             Recorder(folder, experiment, store, watch) as recorder,
         ):
             stage, progress = begin(session, store, recorder, watchdog)
@@ -118,7 +119,8 @@ def execute(session: Session, folder: RunFolder, watch: Watch) -> Result:
                     progress.next_phase()
                     stage = session.start_phase(progress.phase, before.params, before.variables, before)
                     recorder.phase(session, stage, progress)
-            store.wait()
+            with watchdog.section("save"):
+                store.wait()
             recorder.note_durable()
             with watchdog.section("evaluation"):
                 result = conclude(session, folder, store, progress, recorder)
@@ -140,7 +142,7 @@ def open_store(experiment: Experiment, folder: RunFolder, goal: Goal) -> Store:
 def begin(session: Session, store: Store, recorder: Recorder, watchdog: Watchdog) -> tuple[Stage, Progress]:
     """The first phase from the base model, or the newest checkpoint's phase with its numbers."""
     with watchdog.section("load"):
-        if store.steps():
+        if not store.is_empty:
             stage, progress, found = session.resume(store)
             recorder.resumed(found)
         else:
@@ -178,8 +180,12 @@ def train_one(
             goal=goal, rules=phase.stopping, save=save, interrupted=signals.requested,
         )  # fmt: skip
         while True:
-            with watchdog.section("step"):
-                event, state = next(events, (None, None))
+            try:
+                with watchdog.section("step"):
+                    event, state = next(events, (None, None))
+            except (Preempted, Interrupted):
+                store.wait()  # the promise is that the step is saved
+                raise
             if event is None or state is None:
                 return
             stage.state = state
@@ -221,7 +227,9 @@ def conclude(session: Session, folder: RunFolder, store: Store, progress: Progre
         recorder.result(split, step, found.metrics)
         if found.predictions is not None and hosts.is_primary():
             truth = prepared.scanned.columns[prepared.task.label]
-            write_predictions(folder.path / "predictions" / f"{split}.parquet", found.predictions, prepared.names, prepared.task.problem, truth)
+            write_predictions(
+                folder.path / "predictions" / f"{split}.parquet", found.predictions, prepared.names, prepared.task.problem, truth
+            )
     numbers["peak_memory_bytes"] = recorder.peak_memory()
     if hosts.is_primary():
         folder.write_json("result.json", numbers)
@@ -229,14 +237,19 @@ def conclude(session: Session, folder: RunFolder, store: Store, progress: Progre
     return Result(folder.path, numbers)
 
 
-def export_run(session: Session, target: Path, values: Mapping[str, jax.Array], numbers: Mapping[str, Any], phase: int) -> Path:
+def export_run(session: ModelSession, target: Path, values: Mapping[str, jax.Array], numbers: Mapping[str, Any], phase: int) -> Path:
     """A Hugging Face folder with the given parameters; never-trained tensors are the base's own bytes."""
-    prepared = session.prepared
-    experiment, task = prepared.experiment, prepared.task
+    subject = session.subject
+    experiment, task = subject.experiment, subject.task
     card = model_card(
-        prepared.base, name=experiment.name, task=type(task).__name__, data=type(experiment.data.source).__name__, labels=prepared.names,
-        test=numbers.get("test") or numbers.get("validation") or {}, rows={name: len(part) for name, part in prepared.splits.items()},
+        subject.base,
+        name=experiment.name,
+        labels=subject.names,
+        test=numbers.get("test") or numbers.get("validation") or {},
         configuration=to_yaml(experiment),
-    )  # fmt: skip
-    trained = session.touched(phase) | {name for name in session.blueprint.others}
-    return export(target, prepared.base, values, trained=trained, labels=prepared.names, problem=HF_PROBLEM[task.problem], card=card)
+    )
+    trained = session.touched(phase) | set(session.blueprint.others)
+    files = {"README.md": card}
+    if subject.processor.image is not None:
+        files["preprocessor_config.json"] = json.dumps(dict(subject.processor.image.config), indent=2) + "\n"
+    return export(target, subject.base, values, trained=trained, labels=subject.names, problem=HF_PROBLEM[task.problem], files=files)

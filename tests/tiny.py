@@ -1,4 +1,4 @@
-"""Tiny models ready to train, for the tests of training, parallel and evaluation: the recorded BERT checkpoint and a small module of our own."""
+"""Tiny models ready to train, for several folders of tests: the recorded BERT checkpoint and small modules of our own."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from flax import nnx
 
 from jaxtune.core.weighted import Weighted
 from jaxtune.layers.dropout import Dropout, dropout
-from jaxtune.layers.stack import StackOptions
+from jaxtune.layers.stack import Stack, StackOptions
 from jaxtune.losses.cross_entropy import CrossEntropy
-from jaxtune.models.blueprint import Blueprint, Flat
+from jaxtune.models.blueprint import Blueprint
 from jaxtune.models.load import Base, load, maker, open_base, plan_load, shardings
 from jaxtune.models.weights import Table
 from jaxtune.parallel.mesh import Mesh
@@ -184,6 +184,39 @@ def whole(flat: Mapping[str, Any], name: str = "bert") -> dict[str, np.ndarray]:
 # -- a module of our own ----------------------------------------------------------------------------------------------------
 
 
+class Block(nnx.Module):
+    """x + dropout(tanh(dense(x)))."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.dense = nnx.Linear(8, 8, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, noise: Dropout | None) -> jax.Array:
+        return x + dropout(jnp.tanh(self.dense(x)), noise, "out")
+
+
+class Tower(nnx.Module):
+    """Five equal blocks between two products, [B, 4] -> [B, 3]."""
+
+    LAYERS = 5
+
+    def __init__(self, options: StackOptions, *, rngs: nnx.Rngs):
+        self.body = nnx.Linear(4, 8, rngs=rngs)
+        self.layers = Stack(Block, self.LAYERS, options=options, rngs=rngs)
+        self.head = nnx.Linear(8, CLASSES, rngs=rngs)
+
+    def __call__(self, x: jax.Array, noise: Dropout | None = None) -> jax.Array:
+        return self.head(self.layers(self.body(x), noise=noise))
+
+
+def tower(options: StackOptions | None = None) -> Tower:
+    return Tower(options or StackOptions(scan=True), rngs=nnx.Rngs(0))
+
+
+def tower_depth(name: str) -> int:
+    parts = name.split(".")
+    return int(parts[1]) + 1 if parts[0] == "layers" else {"body": 0, "head": Tower.LAYERS + 1}[parts[0]]
+
+
 class Small(nnx.Module):
     """body -> tanh -> dropout -> head, [B, 4] -> [B, 3]; compiles in a moment."""
 
@@ -214,16 +247,28 @@ def points(rows: int = 8, seed: int = 0) -> Batch:
     }
 
 
-def small_stage(train: Sequence[str] = ("*",), *, optimizer: Optimizer | Any = None, goal: Any = None, module: Any = None, **settings: Any) -> Stage:
-    """A phase of the small module, on one device."""
-    placement, module = one_device(), module or small()
+def small_stage(
+    train: Sequence[str] = ("*",),
+    *,
+    optimizer: Optimizer | Any = None,
+    goal: Any = None,
+    module: Any = None,
+    cut: Callable[[tuple[int, ...]], nnx.Module] | None = None,
+    placement: Placement | None = None,
+    axes: Callable[[str, tuple[int, ...]], Sequence[str | None]] = lambda key, shape: (None,) * len(shape),
+    **settings: Any,
+) -> Stage:
+    """A phase of the small module, or of another one; `cut` makes a module with stacks cut there, `axes` names an array's logical axes."""
+    placement, module = placement or one_device(), module or small()
     blueprint, values = Blueprint.split(module)
     settings = {"steps": 10, "seed": 0} | settings
     return build_stage(
-        lambda cuts: lambda: module,
+        lambda cuts: lambda: module if cut is None else cut(cuts),
         {key: jnp.array(values[key]) for key in blueprint.params},
         {key: jnp.array(values[key]) for key in blueprint.others},
-        lambda blueprint: {key: placement.replicated for key in blueprint.variables},
+        lambda blueprint: {
+            key: placement.sharding(axes(key, s.shape), s.shape) for key, s in {**blueprint.params, **blueprint.others}.items()
+        },
         goal or small_loss,
         optimizer or adamw(),
         placement,

@@ -53,7 +53,11 @@ def check(saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any], whe
 
     Raises:
         ModelError: all mismatches at once.
+        ValueError: wanted arrays without a sharding, which would be put wherever they lay when they were saved.
     """
+    homeless = [name for name, leaf in wanted.items() if getattr(leaf, "sharding", None) is None]
+    if homeless:
+        raise ValueError(f"these abstract arrays have no sharding: {', '.join(homeless)}")
     problems = []
     for name, leaf in wanted.items():
         if name not in saved:

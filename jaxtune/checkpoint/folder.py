@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtune.checkpoint import manifest
@@ -21,6 +22,14 @@ from jaxtune.core.files import sync_folder
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
+
+
+@dataclass(frozen=True)
+class Durable:
+    """A checkpoint that would survive a power cut now."""
+
+    step: int
+    time: float  # seconds since 1970
 
 
 class StepFolder:
@@ -42,6 +51,11 @@ class StepFolder:
     def durable(self) -> list[int]:
         """The steps with a manifest, ascending."""
         return [step for step in self.committed() if manifest.exists(self.of(step))]
+
+    def newest(self) -> Durable | None:
+        """The newest step with a manifest."""
+        steps = self.durable()
+        return Durable(steps[-1], manifest.written_at(self.of(steps[-1]))) if steps else None
 
     def tidy(self) -> None:
         """Makes the folder, removes what a killed or failed save left, brings back a step whose replacement was never finished."""

@@ -21,20 +21,12 @@ import numpy as np
 
 from jaxtune.checkpoint import manifest, orbax
 from jaxtune.checkpoint.arrays import check, count_bytes, describe, named_leaves, with_leaves
-from jaxtune.checkpoint.folder import StepFolder
+from jaxtune.checkpoint.folder import Durable, StepFolder
 from jaxtune.core.errors import DiskError, NoCheckpointError
 from jaxtune.parallel import hosts
 
 _LOG = logging.getLogger(__name__)
 _ROOM = 2.2  # free space asked for before a save, in multiples of the state
-
-
-@dataclass(frozen=True)
-class Durable:
-    """A checkpoint that would survive a power cut now."""
-
-    step: int
-    time: float  # seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,9 @@ class Store:
         if not read_only and hosts.is_primary():
             self.folder.tidy()
         hosts.agree(0)  # nobody looks before the tidying is done
-        self.last_durable = self._newest()
+        if not read_only:
+            orbax.prepare()
+        self.last_durable = self.folder.newest()
 
     # What is there
 
@@ -90,6 +84,11 @@ class Store:
     @property
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to restore, not even a step whose proof a kill prevented."""
+        return not self.folder.committed()
 
     @property
     def best_step(self) -> int | None:
@@ -110,12 +109,16 @@ class Store:
         return value if isinstance(value, float) and math.isfinite(value) else None
 
     def arrays(self, step: int) -> dict[str, dict[str, Any]]:
-        """What a step holds: name -> {"shape", "dtype"}; the parts of a name are joined by "/"."""
-        return self._record(step)["arrays"]
+        """What a step holds: name -> {"shape", "dtype"}; the parts of a name are joined by "/". Raises as `meta`."""
+        return self._part(step, "arrays")
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON part of a step."""
-        return self._record(step)["meta"]
+        """What a step was saved with.
+
+        Raises:
+            NoCheckpointError: the step is not there or damaged.
+        """
+        return self._part(step, "meta")
 
     # Saving
 
@@ -194,15 +197,19 @@ class Store:
         for s in later:
             self._records.pop(s, None)
         hosts.agree(0)
-        self.last_durable = self._newest()
+        self.last_durable = self.folder.newest()
         return later
 
     # Restoring
 
     def restore(self, step: int | None, abstract: Any, *, complete: bool = False) -> Restored:
-        """Loads a step, or with None the newest that is whole, onto the shardings of `abstract` (a tree of ShapeDtypeStructs).
+        """Loads a step, or with None the newest that is whole, onto the shardings of `abstract`.
 
-        `abstract` may be a part of what was saved, such as the parameters; with `complete` anything left over is a mismatch.
+        Args:
+            abstract: a tree of ShapeDtypeStructs, or a function step -> tree where it depends on the step's `meta` or `arrays`. It may
+                be a part of what was saved, such as the parameters.
+            complete: saved arrays that nobody asked for are a mismatch.
+
         Damaged steps are moved to `quarantine/`.
 
         Raises:
@@ -210,27 +217,23 @@ class Store:
             ModelError: names, shapes or dtypes differ from what was saved (all of them are listed).
         """
         self.wait()
-        wanted = named_leaves(abstract)
-        missing = [name for name, leaf in wanted.items() if getattr(leaf, "sharding", None) is None]
-        if missing:
-            raise ValueError(f"these abstract arrays have no sharding: {', '.join(missing)}")
         rejected: list[tuple[int, str]] = []
         for candidate in self._candidates(step):
             folder = self.folder.of(candidate)
             proven = bool(hosts.agree(int(manifest.exists(folder))))
             why = self._damage(candidate, proven)
             if why is None:
-                leaves, failure = {}, None
+                tree, failure = None, None
                 try:
-                    leaves = self._load(candidate, wanted, complete, everything=not proven)
+                    tree = self._load(candidate, abstract, complete, everything=not proven)
                 except Exception as error:
                     failure = error
                 if orbax.everywhere(failure is None):
                     if not proven and not self.read_only and hosts.is_primary():
                         manifest.write(folder)
-                    return Restored(candidate, with_leaves(abstract, leaves), self.meta(candidate), tuple(rejected))
+                    return Restored(candidate, tree, self.meta(candidate), tuple(rejected))
                 why = self._judge(folder, failure, proven)
-            _LOG.warning("the checkpoint of step %d is damaged, an earlier one is used: %s", candidate, why)
+            _LOG.warning("the checkpoint of step %d is damaged and left out: %s", candidate, why)
             rejected.append((candidate, why))
             self._records.pop(candidate, None)
             if not self.read_only and hosts.is_primary():
@@ -272,18 +275,25 @@ class Store:
             leaves[name] = zeros if wanted[name] is np.ndarray else jax.device_put(zeros, wanted[name].sharding)
         return leaves
 
+    def _part(self, step: int, name: str) -> dict[str, Any]:
+        try:
+            return self._record(step)[name]
+        except orbax.LoadError as error:
+            raise NoCheckpointError(f"step {step} in {self.folder} cannot be read (there are: {self._listing()}): {error}") from error
+
     def _record(self, step: int) -> dict[str, Any]:
         if step not in self._records:
             self._records[step] = orbax.read_record(self.folder.of(step))
         return self._records[step]
 
-    def _load(self, step: int, wanted: Mapping[str, Any], complete: bool, everything: bool) -> dict[str, Any]:
+    def _load(self, step: int, abstract: Any, complete: bool, everything: bool) -> Any:
         """With `everything`, arrays that nobody asked for are read too: a checkpoint without manifest must load fully to be trusted."""
         saved = self._record(step)["arrays"]
+        tree = abstract(step) if callable(abstract) else abstract
+        wanted = named_leaves(tree)
         check(saved, wanted, str(self.folder.of(step)), complete)
         rest = {name: np.ndarray for name in saved if everything and name not in wanted}
-        leaves = self._read(step, {**rest, **wanted})
-        return {name: leaves[name] for name in wanted}
+        return with_leaves(tree, self._read(step, {**rest, **wanted}))
 
     # Inside: the background
 
@@ -327,10 +337,6 @@ class Store:
         return self._disk_error(step, orbax.reason(error))
 
     # Inside: keeping and judging
-
-    def _newest(self) -> Durable | None:
-        step = self.latest_step
-        return None if step is None else Durable(step, manifest.written_at(self.folder.of(step)))
 
     def _prune(self, keep_latest: int) -> None:
         durable, best = self.steps(), self.best_step

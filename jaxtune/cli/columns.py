@@ -103,9 +103,7 @@ def find_label(columns: Columns, taken: set[str | None], wanted: str | None) -> 
     if not scores:
         others = [name for name in columns if name not in taken]
         shown = "; ".join(f'{name}: "{printable(next(iter(_given(columns[name])), ""), 30)}"' for name in others) or "only the text"
-        raise ConfigError(
-            f"--data: no column looks like a label: values repeat or are numbers (found {shown}); name it with --label"
-        )
+        raise ConfigError(f"--data: no column looks like a label: values repeat or are numbers (found {shown}); name it with --label")
     return min(scores, key=lambda name: scores[name])
 
 

@@ -196,12 +196,14 @@ def _call(command: str, as_json: bool, debug: bool, **arguments: Any) -> None:
     output = Output(as_json)
     with output.stdout_for_json() as stdout:
         try:
+            if "experiment" in arguments:
+                _judge(arguments["experiment"], arguments["overrides"])
             result = import_module(f"jaxtune.cli.{command}").run(output, **arguments)
             if as_json:
                 write_json(result, stdout)
             return
         except BrokenPipeError:
-            raise
+            code = _nobody_reads()
         except (Exception, KeyboardInterrupt) as raised:
             error = as_user_error(raised) if isinstance(raised, Exception) else raised
             code = exit_code(error)
@@ -211,6 +213,13 @@ def _call(command: str, as_json: bool, debug: bool, **arguments: Any) -> None:
                 traceback.print_exception(raised)
             _tell(error, code, stdout if as_json else None, debug)
     raise typer.Exit(code)
+
+
+def _judge(experiment: Path, overrides: Sequence[str]) -> None:
+    """Before the command's own imports, so that a slip in the YAML is answered without jax, and a wrong setting without the rest."""
+    from jaxtune.config.read import read
+
+    read(experiment, overrides, "jaxtune.experiment:Experiment")
 
 
 def _tell(error: BaseException, code: int, json_to: Any, debug: bool) -> None:
@@ -229,6 +238,12 @@ def _tell(error: BaseException, code: int, json_to: Any, debug: bool) -> None:
         write_json(error_object(error, code, **more), json_to)
 
 
+def _nobody_reads() -> int:
+    """After `jaxtune ... | head`: what is still in the buffer goes nowhere, without a word at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141  # as the shell names a process that SIGPIPE ended
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code.
 
@@ -240,16 +255,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(words, prog_name="jaxtune", standalone_mode=False)
         sys.stdout.flush()
-    except BrokenPipeError:  # `jaxtune ... | head`: nobody reads on, also not at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except BrokenPipeError:
+        return _nobody_reads()
     except typer.Abort:
         return 130
     except TyperException as error:
         message = error.format_message()
         if "--json" in words:
             write_json(error_object(JaxtuneError(message), 2, type="UsageError"), sys.stdout)
-        print_error(f"{message} See jaxtune {_named(words)}--help")
+        print_error(f"{message.removesuffix('.')}{' See' if message.endswith('?') else '; see'} jaxtune {_named(words)}--help")
         return 2
     return code if isinstance(code, int) else 0
 

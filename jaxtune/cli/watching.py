@@ -13,7 +13,7 @@ from jaxtune.run import Result
 from jaxtune.session import Compiled
 from jaxtune.training.loop import Decided, Evaluated, Saved, Stepped
 from jaxtune.training.parameters import Row
-from jaxtune.training.progress import Leg, Panel
+from jaxtune.training.progress import Panel
 
 
 @contextmanager
@@ -59,12 +59,11 @@ class Watch:
     def phase(self, event: PhaseStarted) -> None:
         """The table of what trains, above the panel."""
         if self.panel is None:
-            legs = tuple(Leg(leg.name, leg.steps, leg.steps_per_epoch) for leg in event.legs)
             self.panel = Panel(
-                event.total_steps, mode="quiet" if self.output.as_json else "auto", title=event.run, legs=legs, best=event.best
+                event.total_steps, mode="quiet" if self.output.as_json else "auto", title=event.run, legs=event.legs, best=event.best
             )
             self.panel.__enter__()
-        self.panel.begin_phase(event.phase, event.step)
+        self.panel.begin_phase(event.phase, event.step, event.done)
         for line in freezing_table(event.table):
             self.tell(line)
         self.panel.status("compiling the step (up to a minute the first time; kept for later runs) ...")

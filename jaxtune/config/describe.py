@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from jaxtune.config.schema import Place, field_place
+from jaxtune.config.schema import Place, field_place, kinds
 from jaxtune.config.words import Row, describe, row_of, table_name
 from jaxtune.core.component import Component, OneOf, nearest
 from jaxtune.core.errors import ConfigError
@@ -57,7 +57,7 @@ def tables(root: type[Component]) -> Iterator[OneOf]:
     seen: set[int] = set()
     while queue:
         node = queue.pop(0)
-        for cls in _classes(node) if isinstance(node, OneOf) else (node,):
+        for cls in kinds(node).values() if isinstance(node, OneOf) else (node,):
             if id(cls) in seen:
                 continue
             seen.add(id(cls))
@@ -81,19 +81,11 @@ def _reachable(place: Place) -> tuple[list[type[Component]], list[OneOf]]:
     return sections, choices
 
 
-def _classes(choice: OneOf) -> Iterator[type[Component]]:
-    for kind in choice.table:
-        try:
-            yield choice.find(kind)
-        except PydanticCustomError:  # its package is not installed here; `check` says so when it is used
-            continue
-
-
 def _all_classes(place: Place) -> Iterator[type[Component]]:
     sections, choices = _reachable(place)
     yield from sections
     for choice in choices:
-        yield from _classes(choice)
+        yield from kinds(choice).values()
 
 
 def _doc(cls: type) -> str:
@@ -189,11 +181,8 @@ def _all_settings(root: type[Component]) -> Iterator[tuple[str, FieldInfo]]:
     """Every setting once: those of sections by their path (`data.batch_size`), those of kinds by table (`optimizers/adamw.beta1`)."""
     yield from _section_settings(root, "", ())
     for choice in tables(root):
-        for kind in sorted(choice.table):
-            try:
-                yield from _section_settings(choice.find(kind), f"{table_name(choice)}/{kind}.", ())
-            except PydanticCustomError:
-                continue
+        for kind, cls in kinds(choice).items():
+            yield from _section_settings(cls, f"{table_name(choice)}/{kind}.", ())
 
 
 def _section_settings(cls: type[Component], path: str, above: tuple[type, ...]) -> Iterator[tuple[str, FieldInfo]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxtune.config.describe import tables
+from jaxtune.config.schema import kinds
 from jaxtune.config.words import table_name
 from jaxtune.core.component import Component
 
@@ -14,12 +15,12 @@ def schema(root: type[Component]) -> dict[str, Any]:
     from pydantic.json_schema import models_json_schema
 
     choices = {id(choice.table): choice for choice in tables(root)}
-    kinds = {key: {kind: choice.find(kind) for kind in sorted(choice.table)} for key, choice in choices.items()}
-    models = list(dict.fromkeys([root, *(cls for table in kinds.values() for cls in table.values())]))
+    classes = {key: kinds(choice) for key, choice in choices.items()}
+    models = list(dict.fromkeys([root, *(cls for table in classes.values() for cls in table.values())]))
     refs, document = models_json_schema([(cls, "validation") for cls in models], ref_template="#/$defs/{model}")
     definitions = dict(document["$defs"])
     names = {cls: refs[cls, "validation"]["$ref"].removeprefix("#/$defs/") for cls in models}
-    for key, table in kinds.items():
+    for key, table in classes.items():
         for kind, cls in table.items():
             body = dict(definitions[names[cls]])
             body["properties"] = {"kind": {"const": kind}, **body.get("properties", {})}
@@ -28,7 +29,7 @@ def schema(root: type[Component]) -> dict[str, Any]:
 
     def resolve(node: Any) -> Any:
         if isinstance(node, dict) and "x-table" in node:
-            table = kinds[node["x-table"]]
+            table = classes[node["x-table"]]
             bare = [kind for kind, cls in table.items() if not any(field.is_required() for field in cls.model_fields.values())]
             name = table_name(choices[node["x-table"]])
             options = [{"enum": bare}, *({"$ref": f"#/$defs/{name}.{kind}"} for kind in table)]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from pydantic_core import PydanticCustomError
-
-from jaxtune.config.schema import Place, chosen, place_at, settings
+from jaxtune.config.schema import Place, chosen, kinds, place_at, settings
 from jaxtune.config.yaml12 import Key, dotted
 from jaxtune.core.component import Component
 
@@ -15,10 +13,10 @@ from jaxtune.core.component import Component
 _RATE = ("schedule.peak|rate",)
 _BATCH = ("data.batch_size", "batch_size")
 _LENGTH = ("data.max_tokens", "max_tokens")
-_CLIP = ("clip_norm", "clip", "gradient_clip", "max_norm")
+_CLIP = ("clip_norm",)
 ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lr", "learning_rate", "lr0", "base_lr", "max_lr", "peak_lr", "peak_learning_rate", "step_size"), _RATE),
-    **dict.fromkeys(("min_lr", "end_lr", "lr_end", "min_lr_rate"), ("schedule.end", "schedule.floor", "schedule.final")),
+    **dict.fromkeys(("min_lr", "end_lr", "lr_end", "min_lr_rate"), ("schedule.end",)),
     **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "scheduler"), ("optimizer.schedule", "schedule")),
     **dict.fromkeys(("warmup_ratio", "warmup_steps", "num_warmup_steps", "warmup_fraction"), ("schedule.warmup",)),
     **dict.fromkeys(("optim", "optimiser"), ("optimizer",)),
@@ -43,9 +41,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("pretrained", "backbone", "encoder", "from_pretrained"), ("model.base", "base")),
     **dict.fromkeys(("torch_dtype", "precision", "mixed_precision", "bf16", "fp16"), ("model.dtype", "dtype")),
     **dict.fromkeys(("gradient_checkpointing", "activation_checkpointing", "checkpointing"), ("model.remat", "remat")),
-    **dict.fromkeys(("attn_implementation", "flash_attention"), ("model.attention", "attention")),
     **dict.fromkeys(("hidden_dropout_prob", "dropout_rate", "dropout_prob"), ("model.dropout", "dropout")),
-    **dict.fromkeys(("lora_r", "lora_rank"), ("lora.rank", "model.lora")),
     **dict.fromkeys(
         ("dataset", "dataset_name", "datasets", "train_file", "train_data", "data_path", "data_dir", "data_files"), ("data.source",)
     ),
@@ -93,8 +89,8 @@ def suggest(cls: type[Component], data: Any, key: Key) -> str:
         return _did_you_mean((*key[:-1], beside[close[0]]))
     if path := _closest(key, [p for p in known if _plain(p[-1]) == word]):
         return _did_you_mean(path)
-    if kinds := _other_kinds(found, owner, str(key[-1])):
-        return f"; it is a setting of {kinds}"
+    if others := _other_kinds(found, owner, str(key[-1])):
+        return f"; it is a setting of {others}"
     if close := difflib.get_close_matches(word, beside, 1, 0.6):
         return _did_you_mean((*key[:-1], beside[close[0]]))
     if close := difflib.get_close_matches(word, {_plain(p[-1]) for p in known}, 1, 0.75):
@@ -131,11 +127,5 @@ def _other_kinds(found: tuple[Place, Any] | None, owner: type[Component] | None,
     if not found or not owner or not found[0].choices:
         return ""
     choice = found[0].choices[0]
-    kinds = []
-    for kind in sorted(choice.table):
-        try:
-            if name in choice.find(kind).model_fields:
-                kinds.append(kind)
-        except (PydanticCustomError, ImportError):
-            continue
-    return f"kind {', '.join(kinds)}, but the kind here is {choice.kind(owner)}" if kinds else ""
+    having = [kind for kind, cls in kinds(choice).items() if name in cls.model_fields]
+    return f"kind {', '.join(having)}, but the kind here is {choice.kind(owner)}" if having else ""

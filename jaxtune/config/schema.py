@@ -5,6 +5,7 @@ The tree is walked along the data because tables are lazy: a hint for one misspe
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -74,13 +75,20 @@ def chosen(place: Place, value: Any) -> type[Component] | None:
         return type(value)
     kind = value if isinstance(value, str) else value.get("kind") if isinstance(value, Mapping) else None
     for choice in place.choices:
-        try:
+        with contextlib.suppress(PydanticCustomError):
             return choice.find(kind) if kind is not None else None
-        except (PydanticCustomError, ImportError):
-            continue
     if not place.sections or not (value is None or isinstance(value, Mapping)):
         return None
     return max(place.sections, key=lambda cls: sum(name in cls.model_fields for name in value or ()))
+
+
+def kinds(choice: OneOf) -> dict[str, type[Component]]:
+    """The classes of a table by kind, sorted; without those whose package is not installed here (`check` says so when one is used)."""
+    found = {}
+    for kind in sorted(choice.table):
+        with contextlib.suppress(PydanticCustomError):
+            found[kind] = choice.find(kind)
+    return found
 
 
 def inside(place: Place, value: Any) -> Iterator[tuple[str | int, Place, Any]]:

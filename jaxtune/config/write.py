@@ -44,8 +44,12 @@ def _represent_list(dumper: yaml.SafeDumper, value: Any) -> yaml.Node:
 
 
 def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    block = "\n" in value and not re.search(r"[ \t]\n|[^\n\x20-\x7e\xa0-\uffff]", value) and not value[0].isspace()
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if block else None)
+    if re.search("[\x85\u2028\u2029]", value):  # line ends to YAML that PyYAML does not quote well
+        style = '"'
+    else:
+        block = "\n" in value and not re.search(r"[ \t]\n|[^\n\x20-\x7e\xa0-\uffff]", value) and not value[0].isspace()
+        style = "|" if block and not dumper.default_style else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
@@ -83,8 +87,10 @@ def write(component: Component, path: Path, header: str = "") -> None:
 
 
 def scalar(value: str | int | float | bool | None) -> str:
-    """One plain value as it stands in a file, quoted where it must be: for files that are written line by line."""
-    return yaml.dump(value, Dumper=_Dumper, allow_unicode=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+    """One plain value on one line, quoted where it must be: for files that are written line by line."""
+    style = '"' if isinstance(value, str) and value.splitlines() not in ([], [value]) else None
+    text = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, width=float("inf"), default_style=style)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _plain(value: Any, key: str) -> Any:

@@ -35,6 +35,9 @@ _SCALARS = (
 )
 
 
+_KINDS = {"int": "a whole number", "float": "a number that fits 64 bits", "bool": "true or false"}
+
+
 class Yaml12Loader(yaml.SafeLoader):
     """PyYAML's parser with the scalar rules of YAML 1.2's core schema."""
 
@@ -109,6 +112,8 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str, file: str) -> str:
         return f"{_at(file, line)}a tab cannot indent YAML; use spaces"
     if "single document" in (error.context or ""):
         return f"{_at(file, line)}a second document starts here (---); expected one experiment in a file"
+    if "alias" in (error.context or ""):
+        return f'{_at(file, line)}not valid YAML: a text that starts with * must stand in quotes: "*.bias"'
     opened = ""
     if error.context and error.context_mark and line and error.context_mark.line + 1 != line:
         opened = f" ({error.context} that starts at line {error.context_mark.line + 1})"
@@ -199,7 +204,7 @@ class _Walk:
             if kind == "float":
                 return self._float(text)
         except (KeyError, ValueError):
-            self.problems.append(f"{_at(self.file, node.start_mark.line + 1)}{printable(text)} is not a {kind}")
+            self.problems.append(f"{_at(self.file, node.start_mark.line + 1)}{printable(text)} is not {_KINDS[kind]}")
             return None
         self._refuse_tag(node)
         return None

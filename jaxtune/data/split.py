@@ -61,9 +61,9 @@ class Split(Component):
 class Dealt(Split):
     """Base of the splits that choose rows themselves, by fractions."""
 
-    seed: NonNegativeInt = Field(0, description="Another seed deals the rows differently; it is independent of the seed of training.")
-    validation: float = Field(0.1, ge=0.0, lt=1.0, description="Share of the rows for validation.")
-    test: float = Field(0.1, ge=0.0, lt=1.0, description="Share of the rows for the test.")
+    seed: NonNegativeInt = Field(default=0, description="Another seed deals the rows differently; it is independent of the seed of training.")
+    validation: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of the rows for validation.")
+    test: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of the rows for the test.")
 
     @model_validator(mode="after")
     def _leaves_some(self) -> Dealt:
@@ -91,7 +91,7 @@ class Random(Dealt):
 class Stratified(Dealt):
     """Every class has the same share in each split, to within one row (or the largest group of copies)."""
 
-    by: str = Field("label", description="The field whose values keep their shares.")
+    by: str = Field(default="label", description="The field whose values keep their shares.")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -122,11 +122,11 @@ class Grouped(Dealt):
 class KFold(Split):
     """Fold number `fold` of `folds` is the test split; over all folds every row is tested once."""
 
-    folds: int = Field(5, ge=2, description="How many parts.")
-    fold: NonNegativeInt = Field(0, description="Which part is the test split, from 0.")
-    by: str | None = Field(None, description="The field whose values keep their shares in every fold.")
-    validation: float = Field(0.1, ge=0.0, lt=1.0, description="Share for validation of the rows that are not tested.")
-    seed: NonNegativeInt = Field(0, description="Another seed deals the folds differently; use one seed for all folds.")
+    folds: int = Field(default=5, ge=2, description="How many parts.")
+    fold: NonNegativeInt = Field(default=0, description="Which part is the test split, from 0.")
+    by: str | None = Field(default=None, description="The field whose values keep their shares in every fold.")
+    validation: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share for validation of the rows that are not tested.")
+    seed: NonNegativeInt = Field(default=0, description="Another seed deals the folds differently; use one seed for all folds.")
 
     @model_validator(mode="after")
     def _in_range(self) -> KFold:
@@ -174,7 +174,7 @@ class Named(Split):
 class Column(Named):
     """The values of a field name the splits."""
 
-    by: str = Field("split", description="The field whose value names the split.")
+    by: str = Field(default="split", description="The field whose value names the split.")
     names: dict[str, SplitName] = Field(
         {}, description="What the values mean, when they are not train, validation and test: {dev: validation}."
     )
@@ -203,8 +203,8 @@ class Column(Named):
 class Given(Named):
     """The splits that the source names (its `path` or `split` is a mapping); validation can be taken from the training rows."""
 
-    validation: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the training rows for validation, when the source names none.")
-    seed: NonNegativeInt = Field(0, description="Another seed takes other rows for validation.")
+    validation: float = Field(default=0.0, ge=0.0, lt=1.0, description="Share of the training rows for validation, when the source names none.")
+    seed: NonNegativeInt = Field(default=0, description="Another seed takes other rows for validation.")
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -84,6 +84,22 @@ class Evaluator:
             metrics.update(metric.compute(state))
         return Evaluated(metrics, gather(kept) if keep else None)
 
+    def infer(self, params: Flat, variables: Flat, batches: Iterable[Any]) -> Predictions:
+        """Predictions of batches without labels; their loss is NaN."""
+
+        def step(params: Flat, variables: Flat, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+            return self.task.predict(self.blueprint.build(params, variables), batch)
+
+        if "infer" not in self.compiled:
+            self.compiled["infer"] = jax.jit(step, out_shardings=self.placement.rows())
+        kept = []
+        for batch in batches:
+            with self.placement.active():
+                found = self.compiled["infer"](params, variables, dict(batch.arrays))
+            rows = jax.device_get({**found, "id": batch.arrays["example_id"]})
+            kept.append({**rows, "loss": np.full(len(rows["id"]), np.nan, np.float32)})
+        return gather(kept)
+
     def program(self, states: Any, params: Flat, variables: Flat, batch: Mapping[str, jax.Array]) -> Any:
         key = tuple(sorted((name, x.shape, str(x.dtype)) for name, x in batch.items()))
         if key not in self.compiled:

@@ -17,10 +17,10 @@ def predictions_table(predictions: Predictions, names: Sequence[str], problem: P
     probabilities = predictions.probabilities
     if problem == "single_label":
         best = probabilities.argmax(axis=1)
-        columns["predicted"] = [names[i] for i in best]
+        columns["predicted"] = [names[int(i)] for i in best]
         columns["confidence"] = probabilities[np.arange(len(best)), best]
     elif problem == "multi_label":
-        columns["predicted"] = [[names[i] for i in np.flatnonzero(row > 0.5)] for row in probabilities]
+        columns["predicted"] = [[names[int(i)] for i in np.flatnonzero(row > 0.5)] for row in probabilities]
     else:
         columns["predicted"] = probabilities[:, 0]
     if problem != "regression":

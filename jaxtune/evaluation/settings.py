@@ -10,5 +10,5 @@ from jaxtune.core.component import Component
 class Evaluation(Component):
     """The `evaluation:` section. The end of every phase is always evaluated."""
 
-    every_steps: int | None = Field(None, ge=1, description="evaluate every so many steps of a phase; default: at its end only")
-    predictions: bool = Field(True, description="write predictions/<split>.parquet for validation and test when the run ends")
+    every_steps: int | None = Field(default=None, ge=1, description="evaluate every so many steps of a phase; default: at its end only")
+    predictions: bool = Field(default=True, description="write predictions/<split>.parquet for validation and test when the run ends")

@@ -10,12 +10,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxtune.layers.cpu_math import exp2, narrow, on_cpu, polynomial, widen
+from jaxtune.layers.cpu_math import compiled, exp2, narrow, on_cpu, polynomial, widen
 
 Activation = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 
-def gelu(x: Float[Array, "..."], *, backend: str | None = None) -> Float[Array, "..."]:
+def gelu(x: Float[Array, ...], *, backend: str | None = None) -> Float[Array, ...]:
     """x P(x), with P the normal distribution function (exact, by erf).
 
     `backend` picks the rule (default: the backend of this process); tests name it.
@@ -23,12 +23,12 @@ def gelu(x: Float[Array, "..."], *, backend: str | None = None) -> Float[Array, 
     return _gelu(x) if on_cpu(backend) else jax.nn.gelu(x, approximate=False)
 
 
-def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def gelu_tanh(x: Float[Array, ...]) -> Float[Array, ...]:
     """GELU by the tanh formula of the original paper's code."""
     return jax.nn.gelu(x, approximate=True)
 
 
-def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def quick_gelu(x: Float[Array, ...]) -> Float[Array, ...]:
     """x sigmoid(1.702 x), as in CLIP."""
     return x * jax.nn.sigmoid(1.702 * x)
 
@@ -47,13 +47,13 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }
 
 
-@jax.custom_vjp
-def _gelu(x: Array) -> Array:
-    """The CPU rule. It keeps x for the backward pass and nothing else."""
+@compiled
+def _gelu_forward(x: Array) -> Array:
     values = widen(x)
     return narrow(values * _distribution(values, x.dtype), x.dtype)
 
 
+@compiled
 def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
     values = widen(x)
     if x.dtype == jnp.bfloat16:
@@ -64,7 +64,9 @@ def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
     return (narrow(widen(gradient) * slope, x.dtype),)
 
 
-_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
+# The CPU rule keeps x for the backward pass and nothing else.
+_gelu = jax.custom_vjp(lambda x: _gelu_forward(x))
+_gelu.defvjp(lambda x: (_gelu_forward(x), x), _gelu_backward)
 
 
 def _distribution(x: Array, dtype: jnp.dtype) -> Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxtune.layers.cpu_math import exp2, narrow, on_cpu, stored, widen
+from jaxtune.layers.cpu_math import compiled, exp2, narrow, on_cpu, stored, widen
 from jaxtune.layers.dropout import Dropout, Mask
 
 Implementation = Literal["auto", "xla", "cpu"]
@@ -39,21 +39,21 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """softmax(q k^T scale) v -> [B, T, N, H] in q.dtype; K divides N (grouped queries).
 
-    Tokens see their own segment only (0 is padding, which sees all others), and only earlier or equal positions when `causal`. `key_segment_ids`
-    is for keys that are not the queries' tokens (default: `segment_ids`). `scale` defaults to H^-0.5. `noise` drops
-    probabilities at its attention rate.
+    Tokens see their own segment only (0 is padding, which sees all others), and only earlier or equal positions when
+    `causal`. `key_segment_ids` is for keys that are not the queries' tokens (default: `segment_ids`). `scale` defaults to
+    H^-0.5. `noise` drops probabilities at its attention rate.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor: float = q.shape[-1] ** -0.5 if scale is None else scale
     if key_segment_ids is None:
         key_segment_ids = segment_ids
     segments = None if segment_ids is None or key_segment_ids is None else (segment_ids, key_segment_ids)
     if implementation == "cpu" or (implementation == "auto" and on_cpu()):
         mask = None if noise is None else noise.mask(SITE, "attention")
-        return _fast(_Static(causal, scale), q, k, v, segments, mask)
+        return _fast(_Static(causal, factor), q, k, v, segments, mask)
     visible = _visible(segments, causal, q.shape[1], k.shape[1])
     if noise is None:
-        return jax.nn.dot_product_attention(q, k, v, mask=visible, scale=scale)
-    return _plain(q, k, v, visible, scale, noise)
+        return jax.nn.dot_product_attention(q, k, v, mask=visible, scale=factor)
+    return _plain(q, k, v, visible, factor, noise)
 
 
 def _visible(segments: tuple[Array, Array] | None, causal: bool, queries: int, keys: int) -> Array | None:
@@ -138,12 +138,9 @@ def _attend_backward(static: _Static, saved: _Saved, gradient: Array) -> tuple[A
     return _tokens_first(to_q, q.shape), _keys_first(to_k, k.shape), _keys_first(to_v, v.shape), None, None
 
 
-def _fast_primal(static: _Static, q: Array, k: Array, v: Array, segments: tuple[Array, Array] | None, mask: Mask | None) -> Array:
-    return _attend(static, q, k, v, segments, mask)[0]
-
-
-_fast = jax.custom_vjp(_fast_primal, nondiff_argnums=(0,))
-_fast.defvjp(_attend, _attend_backward)
+_forward = compiled(_attend, static=(0,))
+_fast = jax.custom_vjp(lambda *arguments: _forward(*arguments)[0], nondiff_argnums=(0,))
+_fast.defvjp(_forward, compiled(_attend_backward, static=(0,)))
 
 
 def _dropped(weight: Array, mask: Mask | None) -> Array:

@@ -3,10 +3,13 @@
 XLA's own choices cost most of a bfloat16 training step on CPU: rounding to bfloat16 is compiled to scalar code, the exponential
 is a call, cheap-looking chains are computed again inside every consumer, and a reduction whose input is a chain makes it
 write that chain out in float32. The CPU rules therefore say where a value is stored (`stored`) and how it is rounded.
-Figures: 2 cores with AMX, 12.6 M elements (16 x 12 x 256 x 256), `benchmarks/step_profile.py`.
+`widen`, `narrow` and `exp2` work on bits, through which nothing differentiates: they belong inside rules with a gradient of
+their own. Figures: 2 cores with AMX, 12.6 M elements (16 x 12 x 256 x 256), `benchmarks/step_profile.py`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +24,17 @@ def on_cpu(backend: str | None = None) -> bool:
     return (backend or jax.default_backend()) == "cpu"
 
 
+def compiled[**P, R](function: Callable[P, R], *, static: tuple[int, ...] = ()) -> Callable[P, R]:
+    """The function as one program when called outside of any trace; inside one it makes no difference."""
+    return jax.jit(function, static_argnums=static, inline=True)
+
+
 def stored[Tree](values: Tree) -> Tree:
     """The same values, computed once and kept: XLA neither repeats their computation nor fuses across."""
     return lax.optimization_barrier(values)
 
 
-def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def widen(x: Float[Array, ...]) -> Float[Array, ...]:
     """x as float32."""
     if x.dtype != jnp.bfloat16:
         return x.astype(jnp.float32)
@@ -34,7 +42,7 @@ def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return lax.bitcast_convert_type(bits << 16, jnp.float32)
 
 
-def narrow(x: Float[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:
+def narrow(x: Float[Array, ...], dtype: DTypeLike) -> Float[Array, ...]:
     """float32 x in `dtype`, rounded to nearest even.
 
     For bfloat16 by integers: 1.1 ms where XLA's conversion takes 1.9 ms (and 2.0 for 3.4 after an exponential).
@@ -54,7 +62,7 @@ def polynomial(x: Array, coefficients: np.ndarray) -> Array:
     return result
 
 
-def exp2(x: Float[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:
+def exp2(x: Float[Array, ...], dtype: DTypeLike) -> Float[Array, ...]:
     """2^x for float32 x below 128, as float32, exact enough for a result in `dtype` (relative error 2e-7, bfloat16 5e-6).
 
     Below -126 it is 0. Half the time of `jnp.exp`: one polynomial on [-1/2, 1/2] and the exponent by integers.

@@ -7,6 +7,7 @@ cores, which is the memory's time, where threefry takes 194 ms.
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from typing import Literal
 
@@ -16,7 +17,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, UInt32
 
-from jaxtune.layers.cpu_math import narrow, on_cpu, widen
+from jaxtune.layers.cpu_math import compiled, narrow, on_cpu, widen
 
 Rate = Literal["hidden", "attention", "head"]
 
@@ -30,7 +31,7 @@ class Mask:
     threshold: UInt32[Array, ""]
     scale: Float[Array, ""]  # of the kept elements: 1 / (1 - rate)
 
-    def keep(self, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    def keep(self, shape: tuple[int, ...]) -> Bool[Array, ...]:
         """The mask over an array of this shape.
 
         It depends on the last axis's length and on the number of the row, not on how the rows are arranged: [B N T, S] and
@@ -66,9 +67,9 @@ class Dropout:
 
     def fold(self, index: int | Array) -> Dropout:
         """Independent noise for e.g. layer `index`, which may be traced (inside a scan)."""
-        return self.replace(key=jax.random.fold_in(self.key, index))
+        return dataclasses.replace(self, key=jax.random.fold_in(self.key, index))
 
-    def on(self, x: Float[Array, "..."], site: str, rate: Rate = "hidden") -> Float[Array, "..."]:
+    def on(self, x: Float[Array, ...], site: str, rate: Rate = "hidden") -> Float[Array, ...]:
         """x with each element zeroed with the named rate's probability and the others scaled to keep the mean.
 
         `site` names the place within a layer: other places, other masks.
@@ -88,24 +89,23 @@ class Dropout:
         return Mask(first, second, threshold, scale)
 
 
-def dropout(x: Float[Array, "..."], noise: Dropout | None, site: str, rate: Rate = "hidden") -> Float[Array, "..."]:
+def dropout(x: Float[Array, ...], noise: Dropout | None, site: str, rate: Rate = "hidden") -> Float[Array, ...]:
     """`noise.on(x, site, rate)`, or x itself when there is no noise."""
     return x if noise is None else noise.on(x, site, rate)
 
 
-@jax.custom_vjp
-def _drop(x: Array, mask: Mask) -> Array:
-    keep = mask.keep(x.shape)
-    if on_cpu():
-        return jnp.where(keep, narrow(widen(x) * mask.scale, x.dtype), jnp.zeros((), x.dtype))
-    return jnp.where(keep, x * mask.scale.astype(x.dtype), jnp.zeros((), x.dtype))
+@compiled
+def _apply(x: Array, mask: Mask) -> Array:
+    scaled = narrow(widen(x) * mask.scale, x.dtype) if on_cpu() else x * mask.scale.astype(x.dtype)
+    return jnp.where(mask.keep(x.shape), scaled, jnp.zeros((), x.dtype))
 
 
-# The rule keeps 16 bytes for the backward pass; autodiff would keep the mask.
-_drop.defvjp(lambda x, mask: (_drop(x, mask), mask), lambda mask, gradient: (_drop(gradient, mask), None))
+# The rule keeps 16 bytes for the backward pass, where autodiff would keep the mask.
+_drop = jax.custom_vjp(lambda x, mask: _apply(x, mask))
+_drop.defvjp(lambda x, mask: (_apply(x, mask), mask), lambda mask, gradient: (_apply(gradient, mask), None))
 
 
-def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+def _mix(x: UInt32[Array, ...]) -> UInt32[Array, ...]:
     """A bijection of 32 bits in which each input bit flips each output bit about half the time."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)

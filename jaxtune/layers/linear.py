@@ -28,7 +28,7 @@ class Embedding(nnx.Module):
     def __init__(self, count: int, width: int, *, deviation: float = 0.02, rngs: nnx.Rngs):
         self.embedding = nnx.Param(deviation * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, (count, width), jnp.float32))
 
-    def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... D"]:
+    def __call__(self, index: Int[Array, ...]) -> Float[Array, "... D"]:
         return jnp.take(self.embedding[...], index, axis=0, mode="clip")
 
 

@@ -7,13 +7,15 @@ Letters: B batch, T tokens, D features; in the CPU rule X stands for all rows.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxtune.layers.cpu_math import narrow, on_cpu, stored, sum_rows, widen
+from jaxtune.layers.cpu_math import compiled, narrow, on_cpu, stored, sum_rows, widen
 
 
 def layer_norm(
@@ -31,27 +33,34 @@ def layer_norm(
     scale = scale.astype(jnp.float32)
     bias = None if bias is None else bias.astype(jnp.float32)
     if not on_cpu(backend):
-        return _normalised(x, scale, bias, epsilon)[0].astype(x.dtype)
+        return _normalised(x.astype(jnp.float32), scale, bias, epsilon)[0].astype(x.dtype)
     return _fast(epsilon, x.reshape((-1, *x.shape[-2:])) if x.ndim > 3 else x, scale, bias).reshape(x.shape)
 
 
 def _normalised(x: Array, scale: Array, bias: Array | None, epsilon: float) -> tuple[Array, Array, Array]:
-    """The result in float32, and each row's mean and inverse deviation."""
-    values = widen(x)
-    mean = values.mean(-1, keepdims=True)
-    centred = values - mean
+    """For float32 x: the result, and each row's mean and inverse deviation."""
+    mean = x.mean(-1, keepdims=True)
+    centred = x - mean
     inverse = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
     result = centred * inverse * _row(scale, x.ndim)
     return (result if bias is None else result + _row(bias, x.ndim)), mean, inverse
 
 
-def _fast_forward(epsilon: float, x: Array, scale: Array, bias: Array | None) -> tuple[Array, tuple[Array, ...]]:
+class _Saved(NamedTuple):
+    x: Array
+    mean: Array
+    inverse: Array
+    scale: Array
+    bias: Array | None
+
+
+def _fast_forward(epsilon: float, x: Array, scale: Array, bias: Array | None) -> tuple[Array, _Saved]:
     x = stored(x)
-    result, mean, inverse = _normalised(x, scale, bias, epsilon)
-    return narrow(result, x.dtype), (x, mean, inverse, scale, bias)
+    result, mean, inverse = _normalised(widen(x), scale, bias, epsilon)
+    return narrow(result, x.dtype), _Saved(x, mean, inverse, scale, bias)
 
 
-def _fast_backward(epsilon: float, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array | None]:
+def _fast_backward(epsilon: float, saved: _Saved, gradient: Array) -> tuple[Array, Array, Array | None]:
     """For CPU: half the time of autodiff (3.5 for 7.6 ms at [16, 256, 384] in bfloat16 on one core).
 
     The two row means are products with the scale, since a reduction would first store its input spread to full size.
@@ -68,8 +77,9 @@ def _fast_backward(epsilon: float, saved: tuple[Array, ...], gradient: Array) ->
     return to_x, sum_rows(aligned), None if bias is None else sum_rows(gradient)
 
 
-_fast = jax.custom_vjp(lambda *arguments: _fast_forward(*arguments)[0], nondiff_argnums=(0,))
-_fast.defvjp(_fast_forward, _fast_backward)
+_forward = compiled(_fast_forward, static=(0,))
+_fast = jax.custom_vjp(lambda *arguments: _forward(*arguments)[0], nondiff_argnums=(0,))
+_fast.defvjp(_forward, compiled(_fast_backward, static=(0,)))
 
 
 def _row(vector: Array, ndim: int) -> Array:

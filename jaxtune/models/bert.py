@@ -1,6 +1,7 @@
 """BERT, RoBERTa / XLM-R, DistilBERT and ELECTRA: one post-norm encoder, four ways of naming its tensors and reading its config.
 
-What differs between them (positions, token types, an embedding projection, a pooler, the head) is a field of `Encoder`, not a subclass of the module.
+What differs between them (positions, token types, an embedding projection, a pooler, the head) is a field of `Encoder`, not a
+subclass of the module.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from jaxtune.layers.linear import Embedding, Linear
 from jaxtune.layers.norm import LayerNorm
 from jaxtune.layers.self_attention import SelfAttention
 from jaxtune.layers.stack import Stack, StackOptions
-from jaxtune.models.family import DropoutRates, Family, Features
+from jaxtune.models.family import DropoutRates, Family, Features, words
 from jaxtune.models.heads import DenseHead, LinearHead
 from jaxtune.models.weights import Weight, linear, norm
 from jaxtune.parallel.placement import constrain
@@ -117,10 +118,11 @@ class Bert(Family):
     model_type: ClassVar = "bert"
     domain: ClassVar = "text"
     prefix: ClassVar = "bert."
-    architecture: ClassVar = "BertForSequenceClassification"
-    handled: ClassVar = frozenset(
-        """vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob
-        max_position_embeddings type_vocab_size layer_norm_eps pad_token_id classifier_dropout initializer_range""".split()
+    head_class: ClassVar = "BertForSequenceClassification"
+    handled: ClassVar = words(
+        """vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob
+        attention_probs_dropout_prob max_position_embeddings type_vocab_size layer_norm_eps pad_token_id classifier_dropout
+        initializer_range"""
     )
     fixed: ClassVar = {
         "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False, "is_encoder_decoder": False,
@@ -163,6 +165,10 @@ class Bert(Family):
             pad=c["pad_token_id"] if self.counts_positions_from_pad else None,
             pooler=self.has_pooler,
         )
+
+    @property
+    def architecture(self) -> str:
+        return self.head_class
 
     @property
     def width(self) -> int:
@@ -226,7 +232,7 @@ class Roberta(Bert):
 
     model_type: ClassVar = "roberta"
     prefix: ClassVar = "roberta."
-    architecture: ClassVar = "RobertaForSequenceClassification"
+    head_class: ClassVar = "RobertaForSequenceClassification"
     assumed: ClassVar = {**Bert.assumed, "vocab_size": 50265, "pad_token_id": 1}
     renewable: ClassVar = ("head.*",)
     unused: ClassVar = ("lm_head.*", "classifier.*", "*pooler.*", "*embeddings.position_ids", "qa_outputs.*")
@@ -248,7 +254,7 @@ class XlmRoberta(Roberta):
     """XLM-R: RoBERTa with another vocabulary."""
 
     model_type: ClassVar = "xlm-roberta"
-    architecture: ClassVar = "XLMRobertaForSequenceClassification"
+    head_class: ClassVar = "XLMRobertaForSequenceClassification"
     assumed: ClassVar = {**Roberta.assumed, "vocab_size": 30522}
 
 
@@ -257,7 +263,7 @@ class Electra(Roberta):
 
     model_type: ClassVar = "electra"
     prefix: ClassVar = "electra."
-    architecture: ClassVar = "ElectraForSequenceClassification"
+    head_class: ClassVar = "ElectraForSequenceClassification"
     assumed: ClassVar = {
         **Bert.assumed, "embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024,
     }  # fmt: skip
@@ -275,10 +281,10 @@ class DistilBert(Bert):
 
     model_type: ClassVar = "distilbert"
     prefix: ClassVar = "distilbert."
-    architecture: ClassVar = "DistilBertForSequenceClassification"
-    handled: ClassVar = frozenset(
+    head_class: ClassVar = "DistilBertForSequenceClassification"
+    handled: ClassVar = words(
         """vocab_size max_position_embeddings n_layers n_heads dim hidden_dim dropout attention_dropout activation initializer_range
-        seq_classif_dropout pad_token_id""".split()
+        seq_classif_dropout pad_token_id"""
     )
     ignored: ClassVar = frozenset({"sinusoidal_pos_embds", "qa_dropout", "tie_weights_"})
     assumed: ClassVar = {

@@ -8,17 +8,7 @@ from typing import Any
 from jaxtune.models.load import Base
 
 
-def model_card(
-    base: Base,
-    *,
-    name: str,
-    task: str,
-    data: str,
-    labels: Sequence[str],
-    test: Mapping[str, Any],
-    rows: Mapping[str, int],
-    configuration: str,
-) -> str:
+def model_card(base: Base, *, name: str, labels: Sequence[str], test: Mapping[str, Any], configuration: str) -> str:
     """Markdown with the front matter that model hubs read."""
     front = ["---", "library_name: transformers"]
     if base.licence:
@@ -32,9 +22,7 @@ def model_card(
             *front,
             f"# {name}",
             "",
-            f"{task.replace('_', ' ').capitalize()}, fine-tuned with jaxtune from {base.reference}.",
-            "",
-            f"Data: {data} ({', '.join(f'{split} {count}' for split, count in rows.items())} examples).",
+            f"Fine-tuned with jaxtune from {base.reference}; data and settings stand in the experiment below.",
             *([f"Classes: {', '.join(labels)}."] if labels else []),
             "",
             "| test | value |",

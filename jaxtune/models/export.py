@@ -37,8 +37,7 @@ def export(
     trained: frozenset[str] | None = None,
     labels: Sequence[str] = (),
     problem: str | None = None,
-    card: str | None = None,
-    companions: Path | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes config.json, model.safetensors, tokenizer or image processor files and a model card.
 
@@ -47,7 +46,7 @@ def export(
         trained: per-layer names that may differ from the base; None means all. The others are copied from the base files.
         labels: class names for id2label; without any the config keeps its own.
         problem: transformers' problem_type.
-        companions: folder with the tokenizer or processor files (default: the base's).
+        files: name -> text of further files, such as the model card; they win over the base's.
 
     Raises:
         ConfigError: the folder exists and is not empty.
@@ -62,12 +61,11 @@ def export(
     config = config_json(base, labels, problem, values)
     store_dtype(config, tensors)
     (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    source = companions or base.folder
     for name in COMPANIONS:
-        if source is not None and (source / name).is_file():
-            shutil.copyfile(source / name, partial / name)
-    if card is not None:
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        if base.folder is not None and (base.folder / name).is_file():
+            shutil.copyfile(base.folder / name, partial / name)
+    for name, text in (files or {}).items():
+        (partial / name).write_text(text, encoding="utf-8")
     if folder.exists():
         folder.rmdir()
     os.replace(partial, folder)

@@ -22,11 +22,17 @@ from jaxtune.models.weights import Weight
 
 Domain = Literal["text", "image"]
 
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text: how families write their many config keys."""
+    return frozenset(text.split())
+
+
 # Keys of any config.json that do not change an encoder's forward pass.
-NEUTRAL_KEYS = frozenset(
-    """architectures dtype torch_dtype transformers_version _name_or_path name_or_path return_dict output_hidden_states output_attentions use_cache
-    tie_word_embeddings bos_token_id eos_token_id sep_token_id id2label label2id problem_type initializer_range finetuning_task _num_labels num_labels
-    gradient_checkpointing output_past model_type jaxtune""".split()
+NEUTRAL_KEYS = words(
+    """architectures dtype torch_dtype transformers_version _name_or_path name_or_path return_dict output_hidden_states output_attentions
+    use_cache tie_word_embeddings bos_token_id eos_token_id sep_token_id id2label label2id problem_type initializer_range finetuning_task
+    _num_labels num_labels gradient_checkpointing output_past model_type jaxtune _attn_implementation_autoset"""
 )
 
 

@@ -72,7 +72,7 @@ def maker(family: Family, outputs: int | None, *, seed: int, options: StackOptio
 
     def make() -> nnx.Module:
         rngs = nnx.Rngs(params=jax.random.key(seed))
-        module = family.backbone(options=options, dtype=dtype, rngs=rngs)
+        module: Any = family.backbone(options=options, dtype=dtype, rngs=rngs)
         if outputs is not None:
             module.head = family.head(outputs, rngs=nnx.Rngs(params=jax.random.fold_in(jax.random.key(seed), 1)))
         return module

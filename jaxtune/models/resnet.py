@@ -22,7 +22,7 @@ from jaxtune.layers.dropout import Dropout
 from jaxtune.layers.norm import BatchNorm
 from jaxtune.layers.pooling import max_pool, mean_pool
 from jaxtune.layers.stack import StackOptions
-from jaxtune.models.family import DropoutRates, Family, Features
+from jaxtune.models.family import DropoutRates, Family, Features, words
 from jaxtune.models.heads import LinearHead
 from jaxtune.models.weights import Weight, linear, norm
 from jaxtune.parallel.placement import constrain
@@ -121,8 +121,8 @@ class ResNet(Family):
     model_type: ClassVar = "resnet"
     domain: ClassVar = "image"
     prefix: ClassVar = "resnet."
-    handled: ClassVar = frozenset(
-        """num_channels embedding_size hidden_sizes depths layer_type hidden_act downsample_in_first_stage downsample_in_bottleneck""".split()
+    handled: ClassVar = words(
+        """num_channels embedding_size hidden_sizes depths layer_type hidden_act downsample_in_first_stage downsample_in_bottleneck"""
     )
     ignored: ClassVar = frozenset({"out_features", "out_indices", "stage_names"})  # which feature maps a detector would take
     fixed: ClassVar = {"is_encoder_decoder": False, "chunk_size_feed_forward": 0}

@@ -25,9 +25,9 @@ class NewModel(Component):
 class Rates(Component):
     """Dropout by place; a place that is left out keeps the checkpoint's own rate."""
 
-    hidden: Share | None = Field(None, description="after embeddings, attention and mlp")
-    attention: Share | None = Field(None, description="attention probabilities")
-    head: Share | None = Field(None, description="before the head's products")
+    hidden: Share | None = Field(default=None, description="after embeddings, attention and mlp")
+    attention: Share | None = Field(default=None, description="attention probabilities")
+    head: Share | None = Field(default=None, description="before the head's products")
 
 
 class Model(Component):
@@ -49,7 +49,7 @@ class Model(Component):
     remat: Literal["none", "dots", "block"] = Field(
         "none", description="what the backward pass computes again: nothing, all but products, whole blocks"
     )
-    allowed_licences: tuple[str, ...] | None = Field(None, description="licences the base may have; default: any")
+    allowed_licences: tuple[str, ...] | None = Field(default=None, description="licences the base may have; default: any")
 
     def rates(self, family: Family) -> DropoutRates | None:
         """Dropout rates of the run, or None where dropout is statically off."""

@@ -23,7 +23,7 @@ from jaxtune.layers.norm import LayerNorm
 from jaxtune.layers.patches import PatchEmbedding, resize_positions
 from jaxtune.layers.self_attention import SelfAttention
 from jaxtune.layers.stack import Stack, StackOptions
-from jaxtune.models.family import DropoutRates, Family, Features
+from jaxtune.models.family import DropoutRates, Family, Features, words
 from jaxtune.models.heads import LinearHead
 from jaxtune.models.weights import Weight, linear, norm
 from jaxtune.parallel.placement import constrain
@@ -130,9 +130,9 @@ class Vit(Family):
     model_type: ClassVar = "vit"
     domain: ClassVar = "image"
     prefix: ClassVar = "vit."
-    handled: ClassVar = frozenset(
+    handled: ClassVar = words(
         """hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob
-        layer_norm_eps image_size patch_size num_channels qkv_bias initializer_range""".split()
+        layer_norm_eps image_size patch_size num_channels qkv_bias initializer_range"""
     )
     # Masked-image modelling and the bare model's pooler, which no classifier has.
     ignored: ClassVar = frozenset({"encoder_stride", "pooler_output_size", "pooler_act"})

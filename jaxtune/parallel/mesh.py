@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.sharding import AxisType
@@ -19,9 +19,9 @@ from jaxtune.parallel.rules import MESH_AXES
 class Mesh(Component):
     """Devices per axis; the product must be the number of devices."""
 
-    data: int | Literal["auto"] = Field("auto", description="copies of the model that share the batch; auto takes the devices that are left")
-    fsdp: int = Field(1, ge=1, description="devices over which parameters and optimizer state are split, and the batch as well")
-    tensor: int = Field(1, ge=1, description="devices over which heads, mlp and vocabulary are split")
+    data: int | Literal["auto"] = Field(default="auto", description="copies of the model that share the batch; auto takes the devices that are left")
+    fsdp: int = Field(default=1, ge=1, description="devices over which parameters and optimizer state are split, and the batch as well")
+    tensor: int = Field(default=1, ge=1, description="devices over which heads, mlp and vocabulary are split")
 
     def shape(self, devices: int) -> tuple[int, int, int]:
         """(data, fsdp, tensor) for `devices` devices.
@@ -39,7 +39,7 @@ class Mesh(Component):
             )
         return data, self.fsdp, self.tensor
 
-    def build(self, devices: Sequence[jax.Device] | None = None) -> Placement:
+    def build(self, devices: Sequence[Any] | None = None) -> Placement:
         """The placement on `devices` (default: all that jax sees)."""
         devices = list(jax.devices() if devices is None else devices)
         shape = self.shape(len(devices))

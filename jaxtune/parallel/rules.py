@@ -31,7 +31,7 @@ def partition(axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[s
     used: set[str] = set()
     entries: list[tuple[str, ...] | str | None] = []
     for axis, size in zip(axes, shape, strict=True):
-        wanted = tuple(m for m in RULES.get(axis or "", ()) if m not in used and sizes[m] > 1)
+        wanted: tuple[str, ...] = tuple(m for m in RULES.get(axis or "", ()) if m not in used and sizes[m] > 1)
         ways = 1
         for name in wanted:
             ways *= sizes[name]
@@ -39,5 +39,5 @@ def partition(axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[s
             entries.append(None)
             continue
         used.update(wanted)
-        entries.append(wanted if len(wanted) > 1 else wanted[0])
+        entries.append(wanted)
     return PartitionSpec(*entries)

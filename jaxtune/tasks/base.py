@@ -61,9 +61,9 @@ class Task(Component):
 
     domain: ClassVar[Domain]
 
-    label: str = Field("label", description="column with the class name, the list of class names, or the number to predict")
-    problem: Problem = Field("single_label", description="single_label: one class each; multi_label: any number; regression: a number")
-    labels: tuple[str, ...] | None = Field(None, description="class names in the wanted order; default: those found in the data, sorted")
+    label: str = Field(default="label", description="column with the class name, the list of class names, or the number to predict")
+    problem: Problem = Field(default="single_label", description="single_label: one class each; multi_label: any number; regression: a number")
+    labels: tuple[str, ...] | None = Field(default=None, description="class names in the wanted order; default: those found in the data, sorted")
     loss: Annotated[Loss, OneOf(LOSSES)] = Field(description="loss by kind; default by problem")
     metrics: tuple[Annotated[Metric, OneOf(METRICS)], ...] = Field(description="metrics by kind; default by problem")
     best: str = Field(description="the metric that decides which checkpoint is best; default by problem")

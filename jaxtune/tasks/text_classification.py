@@ -25,8 +25,8 @@ class TextClassification(Task):
 
     domain: ClassVar[Domain] = "text"
 
-    text: str = Field("text", description="column with the text")
-    pair: str | None = Field(None, description="column with a second text, for pairs")
+    text: str = Field(default="text", description="column with the text")
+    pair: str | None = Field(default=None, description="column with a second text, for pairs")
 
     @property
     def content(self) -> tuple[str, ...]:

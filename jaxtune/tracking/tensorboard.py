@@ -19,8 +19,8 @@ from jaxtune.tracking.base import Sink, Tracker
 class TensorBoard(Tracker):
     """Writes event files for TensorBoard: `tensorboard --logdir runs`."""
 
-    subfolder: str = Field("tensorboard", description="where the event files go, inside the run folder")
-    flush_seconds: int = Field(30, ge=1, description="how often numbers reach the disk")
+    subfolder: str = Field(default="tensorboard", description="where the event files go, inside the run folder")
+    flush_seconds: int = Field(default=30, ge=1, description="how often numbers reach the disk")
 
     def open(self, folder: Path, experiment: Mapping[str, Any], step: int = 0) -> Sink:
         try:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend import core
 from jax.interpreters import partial_eval
 
 from jaxtune.core.errors import ConfigError
 from jaxtune.parallel.placement import Placement
 from jaxtune.training.state import TrainState, shardings_of
+
+CLOSED, OPEN = (getattr(core, name) for name in ("ClosedJaxpr", "Jaxpr"))  # jax ships no type stubs for them
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def memory(compiled: jax.stages.Compiled) -> Memory:
     )
 
 
-def device_memory(device: jax.Device) -> int | None:
+def device_memory(device: Any) -> int | None:
     """Bytes the device (on CPU: the host, shared by its devices) has for us; None where it does not say."""
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -126,7 +128,7 @@ def flops(function: Callable[..., Any], *arguments: Any) -> int:
     return count_flops(live)
 
 
-def count_flops(jaxpr: Jaxpr) -> int:
+def count_flops(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
@@ -136,12 +138,13 @@ def count_flops(jaxpr: Jaxpr) -> int:
         elif name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             out_channels = kernel[parameters["dimension_numbers"].rhs_spec[0]]
-            total += 2 * equation.outvars[0].aval.size * math.prod(kernel) // out_channels
+            inserted = math.prod(parameters["lhs_dilation"])  # zeros between the inputs, in the data's gradient of a strided convolution
+            total += 2 * equation.outvars[0].aval.size * math.prod(kernel) // (out_channels * inserted)
         times = parameters["length"] if name == "scan" else 1
         for value in parameters.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, ClosedJaxpr):
+                if isinstance(inner, CLOSED):
                     total += times * count_flops(inner.jaxpr)
-                elif isinstance(inner, Jaxpr):
+                elif isinstance(inner, OPEN):
                     total += times * count_flops(inner)
     return total

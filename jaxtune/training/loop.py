@@ -76,7 +76,7 @@ class Progress:
     best_step: int | None = None
     rules: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0  # in steps, over restarts
-    skipped: int = 0
+    skipped: int = 0  # steps of this phase
     ending: Literal["", "phase", "run", "rollback"] = ""  # how the phase ends here, so that a resumed run does not ask again
     rollback_factor: float = 1.0
 
@@ -93,6 +93,7 @@ class Progress:
 
     def next_phase(self) -> None:
         self.phase, self.phase_step, self.rules, self.ending = self.phase + 1, 0, [], ""
+        self.skipped = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -69,6 +69,8 @@ def choose(params: Mapping[str, jax.ShapeDtypeStruct], patterns: Sequence[str]) 
 
 def groups(trainable: Sequence[str], optimizer: Optimizer) -> Groups:
     """Which trainable arrays decay and which are stacked."""
+    if "no_decay" in optimizer.model_fields_set:
+        select([stack.names(key)[0] for key in trainable], optimizer.no_decay, "optimizer.no_decay: pattern")
     decayed = frozenset(key for key in trainable if not matches(stack.names(key)[0], optimizer.no_decay))
     return Groups(decayed, frozenset(key for key in trainable if stack.is_stacked(key)))
 

@@ -164,10 +164,10 @@ class Panel:
 
     # -- what comes in --------------------------------------------------------------------------------------------------
 
-    def begin_phase(self, number: int, step: int) -> None:
-        """Phase `number` (from 0) begins after `step` steps of the run, perhaps earlier than planned, or in its middle after a resume."""
+    def begin_phase(self, number: int, step: int, done: int = 0) -> None:
+        """Phase `number` (from 0) begins after `step` steps of the run; `done` of its own are behind it after a resume."""
         with self._lock:
-            self._leg, self._leg_start, self.numbers.step = number, step, step
+            self._leg, self._leg_start, self.numbers.step = number, step, step + done
             if self.legs:
                 self.total_steps = step + sum(leg.steps for leg in self.legs[number:])
         if self.legs:

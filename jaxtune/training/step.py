@@ -73,10 +73,12 @@ def make_step(
 
         weight = jnp.maximum(loss.weight, jnp.finfo(jnp.float32).tiny)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
-        norm = optax.global_norm(gradients)
-        updates, opt_state = optimizer(controls["optimizer"]).update(gradients, state.opt_state, state.trainable)
-        updates = {name: update * spread(controls["scales"][name], update) for name, update in updates.items()}
-        trainable = optax.apply_updates(state.trainable, updates)
+        norm = optax.tree.norm(gradients)
+        found: Any = optimizer(controls["optimizer"]).update(gradients, state.opt_state, state.trainable)
+        updates, opt_state = found
+        trainable = {
+            name: old + (updates[name] * spread(controls["scales"][name], old)).astype(old.dtype) for name, old in state.trainable.items()
+        }
         average = {name: old + (1.0 - controls["average"]) * (trainable[name] - old) for name, old in state.average.items()}
 
         finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)

@@ -109,7 +109,7 @@ def train(
     def place(blueprint: Blueprint) -> dict[str, Any]:
         shapes = {**blueprint.params, **blueprint.others}
         if shardings is None:
-            return {key: placement.replicated for key in shapes}
+            return dict.fromkeys(shapes, placement.replicated)
         return {key: placement.sharding(shardings(key, s.shape), s.shape) for key, s in shapes.items()}
 
     params = {key: jax.device_put(values[key], sharding) for key, sharding in place(blueprint).items() if key in blueprint.params}

@@ -1,7 +1,8 @@
 """Ends a run that hangs: steps, compilations, evaluations, saves and loads have time budgets; past one, all stacks are written.
 
 A stuck collective never returns to Python, so nothing in the main thread can notice it. A thread watches the clock; should it
-be starved as well (a lock held inside C++), `faulthandler`'s own C thread writes the stacks and ends the process.
+be starved as well (a lock held inside C++), `faulthandler`'s own C thread writes the stacks and ends the process, with code 1.
+A stopped process (SIGSTOP) gets its time back, unless it was stopped for a minute longer than the budget: the C thread cannot know.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def test_falls_back_and_quarantines(folder, damage, caplog):
     kept = sorted(path.name for path in (folder / "quarantine").iterdir())
     assert len(kept) == 2 and kept[0].startswith("2-") and kept[1] == kept[0] + ".txt"
     assert DAMAGE[damage] in (folder / "quarantine" / kept[1]).read_text()
-    assert "step 2 is damaged, an earlier one is used" in caplog.text
+    assert "step 2 is damaged and left out" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [truncate, delete, empty_metadata, empty_record], ids=lambda damage: damage.__name__)
@@ -136,7 +136,7 @@ def test_without_a_manifest_a_step_must_load_fully(folder, damage):
 def test_without_a_manifest_a_whole_step_is_used_and_proven(folder):
     (folder / "2" / manifest.NAME).unlink()
     with Store(folder) as store:
-        assert store.steps() == [1]
+        assert store.steps() == [1] and not store.is_empty
         restored = store.restore(None, wanted(("b",)))
         assert (restored.step, restored.rejected) == (2, ())
         assert store.steps() == [1, 2] and manifest.problem(folder / "2") is None
@@ -156,6 +156,14 @@ def test_a_damaged_step_that_was_asked_for_by_number(folder):
         store.read_arrays(2)
     with pytest.raises(NoCheckpointError, match=r"step 2: .*SHA-256 differs"):
         store.restore(2, wanted())
+
+
+def test_reading_what_is_not_there(folder):
+    empty_record(folder / "2")
+    store = Store(folder)
+    for step in (2, 7):
+        with pytest.raises(NoCheckpointError, match=rf"step {step} in .* cannot be read \(there are: 1, 2\)"):
+            store.meta(step)
 
 
 def test_a_whole_checkpoint_that_cannot_be_loaded_is_not_called_damaged(folder, monkeypatch):

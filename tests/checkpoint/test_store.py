@@ -133,6 +133,22 @@ def test_a_part_can_be_restored_and_read(tmp_path):
             store.read_arrays(2)
 
 
+def test_what_is_asked_for_may_depend_on_the_step(tmp_path):
+    with Store(tmp_path) as store:
+        store.save(1, {"w": jnp.zeros(3)}, {"phase": 0})
+        store.save(2, {"w": jnp.ones(5)}, {"phase": 1}, wait=True)
+        assert store.arrays(2) == {"w": {"shape": [5], "dtype": "float32"}}
+        asked = []
+
+        def wanted(step):
+            asked.append((step, store.meta(step)["phase"]))
+            return abstract({name: jnp.zeros(entry["shape"]) for name, entry in store.arrays(step).items()})
+
+        (tmp_path / "2" / "commit_success.txt").unlink()
+        restored = store.restore(None, wanted)
+        assert (restored.step, restored.arrays["w"].shape, asked) == (1, (3,), [(1, 0)])
+
+
 def test_every_mismatch_is_in_one_error_and_nothing_is_moved(tmp_path):
     with Store(tmp_path) as store:
         store.save(1, {"a": jnp.zeros(3), "b": jnp.zeros(4), "kernel": jnp.zeros(5)}, {}, wait=True)
@@ -207,7 +223,7 @@ def test_reading_only_changes_nothing(tmp_path):
 
 def test_no_checkpoint(tmp_path):
     store = Store(tmp_path / "none", best="max")
-    assert (store.steps(), store.latest_step, store.best_step, store.last_durable) == ([], None, None, None)
+    assert (store.steps(), store.latest_step, store.best_step, store.last_durable, store.is_empty) == ([], None, None, None, True)
     with pytest.raises(NoCheckpointError, match="no checkpoint was ever completed"):
         store.restore(None, abstract(small(0)))
     store.save(1, small(1), {}, wait=True)

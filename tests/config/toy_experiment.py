@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -165,6 +166,12 @@ class Toy(Component):
         if problems:
             raise ConfigError(problems)
         return self
+
+
+def blocks(name: str) -> list[str]:
+    """The paragraphs of a file beside this one, without the first, which explains them."""
+    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return text.strip("\n").split("\n\n")[1:]
 
 
 GOOD = """\

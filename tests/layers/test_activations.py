@@ -40,6 +40,7 @@ def test_gelu_gradient_is_exact_in_float32():
 
 
 def test_gelu_in_bfloat16_is_right_to_its_rounding():
+    """The CPU rule's error on top of the rounding stays below 1.3e-4, in the slope below 4e-4."""
     x = jnp.asarray(X, jnp.bfloat16)
     wide = np.asarray(x, np.float64)
     value = np.asarray(gelu(x, backend="cpu"), np.float64)

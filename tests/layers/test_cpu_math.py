@@ -38,7 +38,7 @@ def test_not_a_number_passes():
 
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 3e-7), (jnp.bfloat16, 6e-6)])
 def test_exp2(dtype, error):
-    x = jnp.linspace(-125.9, 127.4, 200_001)
+    x = jnp.linspace(-125.9, 127.4, 50_001)
     np.testing.assert_allclose(exp2(x, dtype), 2.0 ** np.asarray(x, np.float64), rtol=error)
     assert not exp2(jnp.asarray([-1e30, -jnp.inf, -127.0]), dtype).any()
 

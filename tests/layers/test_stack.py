@@ -1,4 +1,4 @@
-"""A stack is its blocks one after the other, however it is cut, unrolled or rematerialised; and its stored names say which rows are which."""
+"""A stack is its blocks one after the other, however it is cut, unrolled or rematerialised; its stored names say which rows are which."""
 
 from __future__ import annotations
 

@@ -140,8 +140,12 @@ def test_padded_rows_poison_neither_loss_nor_gradient(name):
     loss, truth = CASES[name]
     padded = WEIGHT == 0
     logits = np.where(padded[:, None], np.nan, LOGITS)
-    spoiled = {key: np.where(padded.reshape(-1, *[1] * (value.ndim - 1)), np.asarray(np.nan if value.dtype.kind == "f" else -7), value).astype(value.dtype)
-               for key, value in truth.items()}  # fmt: skip
+
+    def spoil(value: np.ndarray) -> np.ndarray:
+        there = ~padded.reshape(-1, *[1] * (value.ndim - 1))
+        return np.where(there, value, np.asarray(np.nan if value.dtype.kind == "f" else -7)).astype(value.dtype)
+
+    spoiled = {key: spoil(value) for key, value in truth.items()}
 
     def total(x: jax.Array, rows: dict) -> jax.Array:
         result = loss(x, rows)

@@ -135,7 +135,9 @@ def test_auc_is_within_its_bound_of_the_exact_one(single):
     assert bound < 1e-3
     assert run(metric, logits, label=label)["auc"] == pytest.approx(exact, abs=bound + 1e-9)
     coarse = Auc(bins=16)
-    state = coarse.update(coarse.start(logits.shape[1]), {"logits": jnp.asarray(logits)}, {"label": jnp.asarray(label), "loss_weight": jnp.ones(400)})
+    state = coarse.update(
+        coarse.start(logits.shape[1]), {"logits": jnp.asarray(logits)}, {"label": jnp.asarray(label), "loss_weight": jnp.ones(400)}
+    )
     assert run(coarse, logits, label=label)["auc"] == pytest.approx(exact, abs=coarse.error_bound(jax.device_get(state)))
 
 

@@ -17,9 +17,8 @@ from jaxtune.core.errors import ConfigError
 from jaxtune.layers import stack
 from jaxtune.models.blueprint import Blueprint, Flat
 from jaxtune.models.export import export
-from jaxtune.models.load import maker, open_base
 from jaxtune.models.load import load as load_values
-from jaxtune.models.load import plan_load, shardings
+from jaxtune.models.load import maker, open_base, plan_load, shardings
 from jaxtune.models.weights import Table
 
 CLASSIFIERS = [name for name in cases.NAMES if "Classification" in cases.INDEX[name]["architecture"]]

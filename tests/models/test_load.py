@@ -89,7 +89,7 @@ def test_bare_checkpoints_get_a_new_head(name: str, fresh: str) -> None:
 
 def test_half_a_head_is_damage(tmp_path: Path) -> None:
     folder = changed_copy("bert", tmp_path / "m", lambda tensors: tensors.pop("classifier.bias"))
-    with pytest.raises(ModelError, match="parameter head.out.bias has no tensor classifier.bias"):
+    with pytest.raises(ModelError, match=r"parameter head.out.bias has no tensor classifier.bias"):
         cases.load_folder(folder, 3)
 
 
@@ -140,7 +140,7 @@ def test_unknown_activation(tmp_path: Path, name: str) -> None:
 
 
 def test_unknown_family(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match='model_type "robert" has no family; did you mean "roberta"?'):
+    with pytest.raises(ModelError, match=r'model_type "robert" has no family; did you mean "roberta"\?'):
         open_base(str(changed_copy("bert", tmp_path / "m", model_type="robert")))
 
 
@@ -151,10 +151,10 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config.json \(found: notes.txt\)"):
         open_base(str(empty))
     (empty / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="config.json: not valid JSON"):
+    with pytest.raises(ModelError, match=r"config.json: not valid JSON"):
         open_base(str(empty))
     (empty / "config.json").write_text("[]")
-    with pytest.raises(ModelError, match='config.json: no "model_type"'):
+    with pytest.raises(ModelError, match=r'config.json: no "model_type"'):
         open_base(str(empty))
 
 
@@ -215,7 +215,7 @@ def test_an_index_may_not_leave_its_folder(tmp_path: Path) -> None:
     with pytest.raises(UnsafeInputError, match=r"shard name '../outside.safetensors' may not leave the folder"):
         cases.load_folder(folder, 3)
     index.write_text(index.read_text().replace("../outside.safetensors", "model-2.safetensors"))
-    with pytest.raises(ModelError, match="shard model-2.safetensors is missing"):
+    with pytest.raises(ModelError, match=r"shard model-2.safetensors is missing"):
         cases.load_folder(folder, 3)
     index.write_text('{"weights": 1}')
     with pytest.raises(ModelError, match=r"index.json: damaged \(KeyError\('weight_map'\)\)"):
@@ -265,7 +265,7 @@ def test_licence_of_the_model_card(tmp_path: Path) -> None:
     assert base.licence == "apache-2.0" and base.labels == ("calm", "glad", "sad")
     check_licence(base, ("apache-2.0", "mit"))
     check_licence(base, None)
-    with pytest.raises(ConfigError, match="found apache-2.0; allowed_licences is mit"):
+    with pytest.raises(ConfigError, match=r"found apache-2.0; allowed_licences is mit"):
         check_licence(base, ("mit",))
     with pytest.raises(ConfigError, match="found no licence in its model card"):
         check_licence(open_base(str(cases.REFERENCES / "bert")), ("mit",))

@@ -16,7 +16,7 @@ from jaxtune.core.component import OneOf
 from jaxtune.core.errors import ConfigError
 from jaxtune.layers.stack import is_stacked, names
 from jaxtune.training.optimizers import OPTIMIZERS
-from jaxtune.training.optimizers.any_optax import REFUSED, TOGETHER, AnyOptax, _known
+from jaxtune.training.optimizers.any_optax import REFUSED, TOGETHER, _known
 from jaxtune.training.optimizers.base import Groups, Optimizer
 from jaxtune.training.optimizers.muon import Muon
 
@@ -36,13 +36,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "optax": [
         {"name": "adamax", "options": {"b1": 0.8}},
         {"name": "sm3"},
-        {"name": "galore", "options": {"rank": 2}},
         {"name": "adadelta", "weight_decay": 0.1},
-        {"name": "prodigy"},
+        {"name": "dowg"},
     ],
 }
 CASES = [(kind, options) for kind in OPTIMIZERS for options in VARIANTS.get(kind, [{}, {"weight_decay": 0.1, "clip_norm": None}])]
-every = pytest.mark.parametrize(("kind", "options"), CASES, ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())) or "default")
+every = pytest.mark.parametrize(
+    ("kind", "options"), CASES, ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())) or "default"
+)
 
 SHAPES = {
     "layers.0-1.attn.kernel": (2, 6, 5),
@@ -139,15 +140,15 @@ def test_every_control_is_used(kind, options):
     optimizer, params = make(kind, **options), arrays(0)
     facts = groups(params)
     controls = optimizer.controls(3, 10)
-    assert {"rate", "weight_decay"} <= controls.keys()
+    assert {"rate", "weight_decay"} <= controls.keys() | ({"weight_decay"} if optimizer.decay == "none" else set())
     dead = []
     for name in controls:
-        jaxpr = jax.make_jaxpr(
-            lambda value, g, s, p, name=name: optimizer.transform(controls | {name: value}, facts).update(g, s, p)
-        )(controls[name], params, init(optimizer, params), params).jaxpr
+        jaxpr = jax.make_jaxpr(lambda value, g, s, p, name=name: optimizer.transform(controls | {name: value}, facts).update(g, s, p))(
+            controls[name], params, init(optimizer, params), params
+        ).jaxpr
         if not any(jaxpr.invars[0] in equation.invars for equation in jaxpr.eqns):
             dead.append(name)
-    assert dead == (["weight_decay"] if optimizer.decay == "none" else [])
+    assert dead == []
 
 
 @every
@@ -178,18 +179,22 @@ def test_decay_goes_by_path_and_not_by_shape(kind, options):
         "head.vector": jnp.ones((7,)),
     }
     nothing = [jax.tree.map(lambda p: jnp.zeros_like(p), params)] * 3
-    after, _ = train(make(kind, **options | {"weight_decay": 0.5}), params, nothing)
+    with_decay, without = (train(make(kind, **options | {"weight_decay": decay}), params, nothing)[0] for decay in (0.5, 0.0))
     for key in params:
-        moved = np.abs(np.asarray(after[key]) - 1.0)  # yogi's first moment starts a little above zero
-        assert (moved > 1e-6).all() if key.endswith("vector") and kind != "yogi" else (moved < 1e-5).all() or kind == "yogi", key
+        if key.endswith("vector"):
+            assert (np.asarray(with_decay[key]) < without[key]).all(), key
+        else:
+            np.testing.assert_array_equal(with_decay[key], without[key], err_msg=key)
 
 
 @pytest.mark.parametrize("kind", [k for k in OPTIMIZERS if k not in ("adam", "fromage", "lamb", "lars", "novograd", "optax")])
 def test_decoupled_decay_takes_rate_times_decay(kind):
-    params = {"head.vector": jnp.full((7,), 2.0)}
+    params = {"head.vector": jnp.asarray(np.full(7, 2.0, np.float32))}
     optimizer = ADAPTER.validate_python({"kind": kind, "schedule": {"kind": "constant", "rate": 0.1}, "weight_decay": 0.5})
     after, _ = train(optimizer, params, [{"head.vector": jnp.zeros((7,))}] * 2)
-    np.testing.assert_allclose(after["head.vector"], 2.0 * (1 - 0.1 * 0.5) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(
+        after["head.vector"], 2.0 * (1 - 0.1 * 0.5) ** 2, rtol=1e-6 if kind != "yogi" else 1e-4
+    )  # yogi: first moment 1e-6
 
 
 def test_adamw_is_optax_adamw():
@@ -212,15 +217,17 @@ def test_clipping_is_over_everything():
     params = arrays(0)
     gradient = jax.tree.map(lambda g: 100 * g, arrays(1))
     clipped, _ = train(make("sgd", momentum=None, clip_norm=1.0), params, [gradient])
-    plain, _ = train(make("sgd", momentum=None, clip_norm=None), params, [jax.tree.map(lambda g: g / optax.global_norm(gradient), gradient)])
+    plain, _ = train(make("sgd", momentum=None, clip_norm=None), params, [jax.tree.map(lambda g: g / optax.tree.norm(gradient), gradient)])
     close(clipped, plain)
-    moved = optax.global_norm(jax.tree.map(jnp.subtract, clipped, params))
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, clipped, params))
     assert float(moved) == pytest.approx(make("sgd").schedule.at(0, 10), rel=1e-4)
 
 
 def test_each_array_counts_its_own_steps():
     """An array that starts later gets adam's first step (rate x sign), not one that is three times too large."""
-    optimizer = ADAPTER.validate_python({"kind": "adamw", "schedule": {"kind": "constant", "rate": 0.01}, "weight_decay": 0.0, "clip_norm": None})
+    optimizer = ADAPTER.validate_python(
+        {"kind": "adamw", "schedule": {"kind": "constant", "rate": 0.01}, "weight_decay": 0.0, "clip_norm": None}
+    )
     old, late = {"a.kernel": jnp.ones((3, 3))}, {"b.kernel": jnp.ones((3, 3))}
     _, state = train(optimizer, old, [{"a.kernel": jnp.ones((3, 3))}] * 9)
     both = old | late
@@ -233,7 +240,9 @@ def test_layers_of_a_sharded_stack_are_updated_alike():
     params, gradient = arrays(0), arrays(1)
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
     place = {
-        key: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data") if key.endswith("attn.kernel") else jax.sharding.PartitionSpec())
+        key: jax.sharding.NamedSharding(
+            mesh, jax.sharding.PartitionSpec(None, "data") if key.endswith("attn.kernel") else jax.sharding.PartitionSpec()
+        )
         for key in params
     }
     for kind in ("lamb", "muon"):
@@ -243,13 +252,16 @@ def test_layers_of_a_sharded_stack_are_updated_alike():
 
 
 def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adam():
-    optimizer = ADAPTER.validate_python({"kind": "muon", "schedule": {"kind": "constant", "rate": 1.0}, "weight_decay": 0.0, "match_adam": None})
+    optimizer = ADAPTER.validate_python(
+        {"kind": "muon", "schedule": {"kind": "constant", "rate": 1.0}, "weight_decay": 0.0, "match_adam": None}
+    )
     params = arrays(0)
     after, _ = train(optimizer, params, [arrays(1)])
     for key, rows in {"layers.0-1.attn.kernel": 2, "convolution.kernel": None}.items():
         update = np.asarray(after[key] - params[key])
         for matrix in update if rows else [update.reshape(16, 6)]:
-            assert 0.5 < np.linalg.svd(matrix)[1].min() and np.linalg.svd(matrix)[1].max() < 1.5
+            values = np.linalg.svd(matrix)[1]
+            assert values.min() > 0.5 and values.max() < 1.5
     for key in ("head.kernel", "layers.0-1.norm.scale"):
         np.testing.assert_allclose(np.abs(after[key] - params[key]), 1.0, rtol=1e-3)  # adam's first step is the rate
     with pytest.raises(ConfigError, match="picks some layers"):

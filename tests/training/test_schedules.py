@@ -33,7 +33,10 @@ EXAMPLES = {
     "one_cycle": {"peak": 1e-3},
     "warmup_stable_decay": {"peak": 1e-3, "warmup": 0.1, "decay": 0.3},
     "piecewise": {"rates": [1e-3, 1e-4, 1e-5], "boundaries": [0.5, 80], "warmup": 3},
-    "optax": {"name": "warmup_cosine_decay_schedule", "options": {"init_value": 0.0, "peak_value": 1e-3, "warmup_steps": 10, "decay_steps": "total"}},
+    "optax": {
+        "name": "warmup_cosine_decay_schedule",
+        "options": {"init_value": 0.0, "peak_value": 1e-3, "warmup_steps": 10, "decay_steps": "total"},
+    },
 }
 
 

@@ -38,9 +38,9 @@ NAMED = 10  # bad rows named in one message
 class CsvFile(FileSource):
     """Fields: the columns. Quotes are `"`, doubled inside; a quoted value may hold line ends."""
 
-    delimiter: str = Field(",", min_length=1, max_length=1, description='What stands between values: "," or ";" or "\\t".')
-    columns: tuple[str, ...] | None = Field(None, description="Names of the columns when the file has no header line.")
-    numbers: tuple[str, ...] = Field((), description="Columns whose values are numbers (an empty value is missing); all others are text.")
+    delimiter: str = Field(default=",", min_length=1, max_length=1, description='What stands between values: "," or ";" or "\\t".')
+    columns: tuple[str, ...] | None = Field(default=None, description="Names of the columns when the file has no header line.")
+    numbers: tuple[str, ...] = Field(default=(), description="Columns whose values are numbers (an empty value is missing); all others are text.")
     encoding: Encodings = "utf-8"
     errors: DecodingErrors = "strict"
 

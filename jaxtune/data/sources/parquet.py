@@ -22,7 +22,7 @@ from jaxtune.data.sources.base import FileSource, Joined, Record, Records, data_
 class Parquet(FileSource):
     """Fields: the columns, with Python values; a missing value is None."""
 
-    columns: tuple[str, ...] | None = Field(None, description="The columns to read (default: all); reading fewer is faster.")
+    columns: tuple[str, ...] | None = Field(default=None, description="The columns to read (default: all); reading fewer is faster.")
 
     def files(self, path: Path) -> list[Path]:
         return data_files(path, (".parquet", ".pq"))

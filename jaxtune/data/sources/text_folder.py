@@ -17,7 +17,7 @@ class TextFolder(FileSource):
 
     encoding: Encodings = "utf-8"
     errors: DecodingErrors = "strict"
-    pattern: str = Field("*.txt", description="Which files are examples, by name: *.txt, or * for all.")
+    pattern: str = Field(default="*.txt", description="Which files are examples, by name: *.txt, or * for all.")
 
     @field_validator("encoding")
     @classmethod

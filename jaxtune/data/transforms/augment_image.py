@@ -22,8 +22,8 @@ Fill = Annotated[float, Field(ge=0, le=255, description="value of pixels that co
 class Flip(DeviceAugment):
     """Mirrors images. Not for classes that a mirror changes: digits, letters, left and right."""
 
-    probability: Share = Field(0.5, description="share of the images that are mirrored")
-    direction: Literal["horizontal", "vertical"] = Field("horizontal", description="horizontal swaps left and right")
+    probability: Share = Field(default=0.5, description="share of the images that are mirrored")
+    direction: Literal["horizontal", "vertical"] = Field(default="horizontal", description="horizontal swaps left and right")
 
     def __call__(self, batch: Batch, key: jax.Array, classes: int) -> dict[str, jax.Array]:
         image = self.image(batch)
@@ -35,7 +35,7 @@ class Flip(DeviceAugment):
 class Crop(DeviceAugment):
     """Shifts images by up to `padding` pixels in each direction: pads, then cuts the old size at a random place."""
 
-    padding: PositiveInt = Field(4, description="pixels added on every side before cutting")
+    padding: PositiveInt = Field(default=4, description="pixels added on every side before cutting")
     border: Literal["constant", "reflect"] = Field(
         "constant", description="what is added: one value (fill), or the image mirrored at its edge"
     )
@@ -93,8 +93,8 @@ class ResizedCrop(DeviceAugment):
 class Cutout(DeviceAugment):
     """Covers a square around a random point of each image (DeVries and Taylor 2017, arXiv:1708.04552)."""
 
-    probability: Share = Field(1.0, description="share of the images in which something is covered")
-    side: Share = Field(0.25, description="side of the square as a share of the image's shorter side")
+    probability: Share = Field(default=1.0, description="share of the images in which something is covered")
+    side: Share = Field(default=0.25, description="side of the square as a share of the image's shorter side")
     fill: Fill = 127.5
 
     def __call__(self, batch: Batch, key: jax.Array, classes: int) -> dict[str, jax.Array]:
@@ -116,7 +116,7 @@ class Mixup(DeviceAugment):
     Labels become soft targets. Rows that only fill up the batch are neither changed nor used. The row's own share is the larger one.
     """
 
-    alpha: PositiveFloat = Field(0.2, description="the share is drawn from Beta(alpha, alpha): larger values mix more")
+    alpha: PositiveFloat = Field(default=0.2, description="the share is drawn from Beta(alpha, alpha): larger values mix more")
 
     def __call__(self, batch: Batch, key: jax.Array, classes: int) -> dict[str, jax.Array]:
         for_share, for_partner = jax.random.split(key)

@@ -21,18 +21,18 @@ from jaxtune.data.transforms.base import Record, Transform, need_fields
 class CleanText(Transform):
     """Cleans text fields; leaves out records whose text is too short. Missing texts (None) pass, for the checks to report."""
 
-    fields: str | tuple[str, ...] = Field("text", description="The field to clean, or several.")
-    html: Literal["keep", "strip"] = Field("keep", description="strip: tags, comments, scripts and styles go, entities become characters.")
+    fields: str | tuple[str, ...] = Field(default="text", description="The field to clean, or several.")
+    html: Literal["keep", "strip"] = Field(default="keep", description="strip: tags, comments, scripts and styles go, entities become characters.")
     unicode: Literal["none", "nfc", "nfkc"] = Field(
         "nfc", description="nfc joins letters with their accents; nfkc also replaces look-alikes (ligatures, full width, ²)."
     )
     whitespace: Literal["keep", "collapse"] = Field(
         "collapse", description="collapse: any run of white space becomes one blank; ends are cut."
     )
-    lowercase: bool = Field(False, description="Lower-case letters (only for models whose tokenizer was trained so).")
-    min_characters: NonNegativeInt = Field(0, description="Records with a shorter text are left out.")
-    max_characters: PositiveInt | None = Field(None, description="Longer texts are cut or left out, see too_long.")
-    too_long: Literal["cut", "drop"] = Field("cut", description="What happens to texts over max_characters.")
+    lowercase: bool = Field(default=False, description="Lower-case letters (only for models whose tokenizer was trained so).")
+    min_characters: NonNegativeInt = Field(default=0, description="Records with a shorter text are left out.")
+    max_characters: PositiveInt | None = Field(default=None, description="Longer texts are cut or left out, see too_long.")
+    too_long: Literal["cut", "drop"] = Field(default="cut", description="What happens to texts over max_characters.")
 
     @model_validator(mode="after")
     def _has_effect(self) -> CleanText:

@@ -25,8 +25,8 @@ class Filter(Transform):
     """Keeps the records whose field has one of the values, or all but those. 1 and "1" are the same here: files hold text."""
 
     field: str = Field(description="The field to look at.")
-    keep: Values | None = Field(None, description="Values of the records that stay.")
-    drop: Values | None = Field(None, description="Values of the records that go (in place of keep).")
+    keep: Values | None = Field(default=None, description="Values of the records that stay.")
+    drop: Values | None = Field(default=None, description="Values of the records that go (in place of keep).")
 
     @model_validator(mode="after")
     def _one_list(self) -> Filter:

@@ -42,8 +42,8 @@ class RandAugment(DeviceAugment):
     a threshold are inverted. invert, auto_contrast, equalize, identity: without strength.
     """
 
-    operations: PositiveInt = Field(2, description="operations per image, one after the other")
-    magnitude: Annotated[float, Field(gt=0, le=10)] = Field(9.0, description="strength, up to 10")
+    operations: PositiveInt = Field(default=2, description="operations per image, one after the other")
+    magnitude: Annotated[float, Field(gt=0, le=10)] = Field(default=9.0, description="strength, up to 10")
     choices: tuple[Operation, ...] | None = Field(
         None, min_length=1, description="operations to choose from; default: all (saturation only where images have colours)"
     )

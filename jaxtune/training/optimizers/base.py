@@ -54,6 +54,7 @@ class Optimizer(Component):
     """Every float setting is a control: traced, so a search or a live adjustment of it compiles nothing."""
 
     decay: ClassVar[Literal["decoupled", "inside", "none"]] = "decoupled"  # inside: `rule` takes care of it
+    instead_of_decay: ClassVar[str] = "leave them out"  # the advice where decay is "none"
     fixed: ClassVar[frozenset[str]] = frozenset({"layer_decay", "head_rate"})  # float settings that are no controls of the rule
 
     schedule: Annotated[Schedule, OneOf(SCHEDULES)] = Field(description="The learning rate over the phase.")
@@ -78,8 +79,6 @@ class Optimizer(Component):
             raise ValueError(f"{name} has no weight decay, so weight_decay and no_decay would have no effect; {self.instead_of_decay}")
         return self
 
-    instead_of_decay: ClassVar[str] = "leave them out"
-
     @abstractmethod
     def rule(self, controls: Controls, weight_decay: Number, key: str) -> optax.GradientTransformation:
         """How the array at stored path `key` is updated, seen as one layer of it if it is stacked.
@@ -95,7 +94,8 @@ class Optimizer(Component):
 
     def settings(self) -> dict[str, float]:
         """The float settings that are controls. One that is null is left out: what is switched off is off in the program."""
-        values = {name: getattr(self, name) for name in type(self).model_fields if name not in self.fixed}
+        left_out = self.fixed | ({"weight_decay"} if self.decay == "none" else set())
+        values = {name: getattr(self, name) for name in type(self).model_fields if name not in left_out}
         return {name: value for name, value in values.items() if isinstance(value, float)}
 
     def transform(self, controls: Controls, groups: Groups) -> optax.GradientTransformation:

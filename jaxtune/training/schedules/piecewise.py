@@ -40,9 +40,7 @@ class Piecewise(WarmedSchedule):
         if any(b <= a for a, b in itertools.pairwise([0, *starts])):
             found.append(f"schedule.boundaries: in a phase of {total} steps these are the steps {starts}; expected rising numbers above 0")
         if starts and starts[-1] >= total:
-            found.append(
-                f"schedule.boundaries: step {starts[-1]} is outside a phase of {total} steps; the last rate would never be used"
-            )
+            found.append(f"schedule.boundaries: step {starts[-1]} is outside a phase of {total} steps; the last rate would never be used")
         return found
 
     def _starts(self, total: int) -> list[int]:

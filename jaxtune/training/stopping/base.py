@@ -130,12 +130,16 @@ class MetricRule(StopRule):
 
 
 def improves(value: float, best: float | None, higher_is_better: bool, by: float = 0.0) -> bool:
-    """Whether `value` is better than `best` by more than `by`; NaN never is."""
-    if math.isnan(value):
+    """Whether `value` is better than `best` by more than `by`; NaN and infinity never are."""
+    if not math.isfinite(value):
         return False
     if best is None:
         return True
     return value > best + by if higher_is_better else value < best - by
+
+
+def evaluations(count: int) -> str:
+    return f"{count} evaluation{'s' if count > 1 else ''}"
 
 
 def ending(end: End, reason: str) -> Stop | NextPhase:

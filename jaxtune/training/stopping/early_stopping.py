@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from jaxtune.training.stopping.base import Continue, Decision, End, Memory, MetricRule, Report, ending, improves
+from jaxtune.training.stopping.base import Continue, Decision, End, Memory, MetricRule, Report, ending, evaluations, improves
 
 
 class EarlyStopping(MetricRule):
@@ -30,4 +30,4 @@ class EarlyStopping(MetricRule):
             return memory, Continue()
         margin = f" by more than {self.min_delta:g}" if self.min_delta else ""
         best = "a first number" if memory["best"] is None else f"{memory['best']:.6g}"
-        return memory, ending(self.end, f"{name} has not improved on {best}{margin} for {memory['waited']} evaluations (now {value:.6g})")
+        return memory, ending(self.end, f"{name} has not improved on {best}{margin} for {evaluations(memory['waited'])} (now {value:.6g})")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from jaxtune.training.stopping.base import Continue, Decision, Memory, MetricRule, Report, ScaleRate, improves
+from jaxtune.training.stopping.base import Continue, Decision, Memory, MetricRule, Report, ScaleRate, evaluations, improves
 
 
 class Plateau(MetricRule):
@@ -31,5 +31,5 @@ class Plateau(MetricRule):
         waited, scale = memory["waited"] + 1, memory["scale"] * self.factor
         if waited < self.patience or scale < self.min_scale:
             return memory | {"waited": waited}, Continue()
-        reason = f"{name} has stood still for {waited} evaluations (now {value:.6g}); the rate is {scale:.4g} of the schedule's"
+        reason = f"{name} has stood still for {evaluations(waited)} (now {value:.6g}); the rate is {scale:.4g} of the schedule's"
         return memory | {"waited": 0, "scale": scale}, ScaleRate(self.factor, reason)

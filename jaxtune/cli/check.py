@@ -1,0 +1,72 @@
+"""`jaxtune check X.yaml`: everything short of step 1, and a report of what would be trained on what."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from jaxtune.cli.output import Output
+from jaxtune.cli.watching import freezing_table
+from jaxtune.experiment import load_experiment
+from jaxtune.parallel import hosts
+from jaxtune.prepare import Prepared, prepare
+from jaxtune.session import Session
+from jaxtune.training.parameters import choose
+
+
+def run(output: Output, experiment: Path, overrides: list[str]) -> dict[str, Any]:
+    loaded = load_experiment(experiment, overrides)
+    hosts.start()
+    prepared = prepare(loaded)
+    session = Session.open(prepared, loaded.mesh.build())
+    model = tell_model(output, prepared, session)
+    data = tell_data(output, prepared)
+    phases = []
+    for number, phase in enumerate(loaded.phases):
+        plan = session.plan(number)
+        steps = session.steps(number)
+        table = choose(session.blueprint.params, phase.train).table
+        output.say()
+        output.say(f"phase {number + 1}: {steps} steps ({steps / plan.steps():.1f} epochs), {plan.real_token_share():.1%} of each batch is data")
+        for line in freezing_table(table):
+            output.say(line)
+        phases.append({"steps": steps, "steps_per_epoch": plan.steps(), "real_token_share": plan.real_token_share()})
+    output.say()
+    output.say(f"{experiment}: all of it fits; train with: jaxtune train {experiment}")
+    return {"experiment": str(experiment), "model": model, "data": data, "phases": phases}
+
+
+def tell_model(output: Output, prepared: Prepared, session: Session) -> dict[str, Any]:
+    """The base, its licence, and what starts fresh."""
+    base = prepared.base
+    total = sum(math.prod(shape.shape) for shape in session.blueprint.params.values())
+    fresh = sorted({name.split(".")[0] for name in session.fresh})
+    output.say(f"model   {base.reference} ({base.family.model_type}, {total:,} parameters)")
+    output.say(f"licence {base.licence or 'none is named in the model folder'}")
+    output.say(f"fresh   {', '.join(fresh) or 'nothing: every parameter comes from the checkpoint'}")
+    if session.loading.ignored:
+        output.say(f"unused  {len(session.loading.ignored)} tensors of the checkpoint: {', '.join(session.loading.ignored[:4])}")
+    return {"base": base.reference, "model_type": base.family.model_type, "parameters": total, "licence": base.licence, "fresh": fresh}
+
+
+def tell_data(output: Output, prepared: Prepared) -> dict[str, Any]:
+    """Splits, labels, lengths, widths."""
+    facts = prepared.facts
+    output.say()
+    for line in facts["split"].lines():
+        output.say(line)
+    if facts["dropped_by_transforms"]:
+        output.say(f"{facts['dropped_by_transforms']} rows left out by transforms")
+    if facts["labels"] is not None:
+        output.say()
+        head, *rows = facts["labels"].rows()
+        output.table(rows, head=head)
+    encoding = facts["encoding"]
+    if "lengths" in encoding:
+        output.say()
+        for line in encoding["lengths"].lines():
+            output.say(line)
+        output.say(f"batches are padded to {', '.join(map(str, facts['widths']))} tokens; texts that are longer: {prepared.experiment.data.over_length}")
+    labels = None if facts["labels"] is None else facts["labels"].as_json()
+    return {"rows": facts["rows"], "labels": labels, "widths": facts["widths"], "duplicates": facts["split"].copies}

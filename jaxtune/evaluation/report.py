@@ -1,0 +1,64 @@
+"""The report of a run: one HTML page that loads nothing, made from the run folder alone (and the records, for what is hard about them).
+
+Numbers are made in `sections/`; templates/report.html only places them, escaped. There is no script: what the page shows is all there
+is, so it can be mailed, printed, archived and read aloud.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from markupsafe import Markup
+
+from jaxtune.core.files import write_whole
+from jaxtune.data.sources.base import Records
+from jaxtune.evaluation import charts, wording
+from jaxtune.evaluation.record import RunRecord
+from jaxtune.evaluation.sections.headline import headline
+from jaxtune.evaluation.sections.quality import quality, quality_figures
+from jaxtune.evaluation.sections.seen import Seen
+from jaxtune.evaluation.sections.story import story, story_figures
+
+FILTERS = {"value": wording.value, "percent": wording.percent, "count": wording.count, "duration": wording.duration}
+
+
+def write_report(folder: Path, records: Records | None = None) -> Path:
+    """Writes report.html and plots/*.svg into a run folder; the page's path.
+
+    Args:
+        records: the run's records by row number; without them the hardest examples come without text or image.
+
+    Raises:
+        ConfigError: the folder holds no run that has ended.
+        OSError: it cannot be written.
+    """
+    seen = Seen.of(RunRecord.read(folder), records)
+    figures = story_figures(seen) | quality_figures(seen)
+    (folder / "plots").mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        write_whole(folder / "plots" / f"{name}.svg", figure.file)
+    page = render(figures=figures, **_facts(seen), **headline(seen), **quality(seen), **story(seen))
+    write_whole(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _facts(seen: Seen) -> dict[str, object]:
+    return {
+        "name": seen.record.name,
+        "split": seen.split,
+        "outcomes": seen.outcomes,
+        "problem": seen.record.problem,
+        "has_records": seen.records is not None,
+        "metric": wording.metric(seen.record.best_metric),
+    }
+
+
+def render(**named: object) -> str:
+    """The template with everything it names; a name that is missing is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= FILTERS
+    template = files("jaxtune.evaluation").joinpath("templates/report.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(chart_style=Markup(charts.STYLE), **named)

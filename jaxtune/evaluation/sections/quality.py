@@ -1,0 +1,143 @@
+"""Where the model is right and wrong: classes, confusions, calibration; for numbers the residuals; and the hardest examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jaxtune.core.printable import printable
+from jaxtune.evaluation import charts, wording
+from jaxtune.evaluation.analysis import Reliability, class_scores, confusion_matrix, most_confused, most_mistaken, reliability, residuals
+from jaxtune.evaluation.hard_examples import hard_examples
+from jaxtune.evaluation.outcomes import Outcomes
+from jaxtune.evaluation.sections.seen import MIDDLE, NARROW, Figure, Seen
+
+HARDEST = 12
+MATRIX_CLASSES = 20
+TABLE_CLASSES = 30  # more of them: the weakest first, the others folded away
+
+
+def quality(seen: Seen) -> dict[str, Any]:
+    outcomes = seen.classified
+    single = outcomes if outcomes is not None and outcomes.problem == "single_label" else None
+    return {
+        "classes": [] if outcomes is None else _classes(seen, outcomes),
+        "class_limit": TABLE_CLASSES,
+        "matrix": None if single is None else _matrix(single),
+        "confused": [] if single is None else _confused(single),
+        "calibration": "" if outcomes is None else _calibration(outcomes, _reliability(seen, outcomes)),
+        "bins": [] if outcomes is None else _bins(_reliability(seen, outcomes)),
+        "residuals": [] if seen.outcomes is None or outcomes is not None else _residuals(seen.outcomes),
+        "hardest": [] if seen.outcomes is None else hard_examples(seen.outcomes, HARDEST, seen.record.task, seen.records),
+    }
+
+
+def quality_figures(seen: Seen) -> dict[str, Figure]:
+    if seen.outcomes is None:
+        return {}
+    return _residual_figures(seen.outcomes) if seen.classified is None else _calibration_figure(_reliability(seen, seen.classified))
+
+
+# -- classes ----------------------------------------------------------------------------------------------------------------
+
+
+def _classes(seen: Seen, outcomes: Outcomes) -> list[dict[str, Any]]:
+    """One row a class, in class order; of very many classes the weakest first."""
+    scores, trend = class_scores(outcomes), seen.record.class_curve("f1_per_class")
+    spread = seen.intervals.get(seen.split, {}).get("f1_per_class")
+    has_trend = trend.ndim == 2 and trend.shape[0] > 1 and trend.shape[1] == outcomes.classes
+    order = np.arange(outcomes.classes) if outcomes.classes <= TABLE_CLASSES else np.argsort(scores.f1, kind="stable")
+    rows = []
+    for i in order.tolist():
+        told = f"validation F1 from {wording.value(trend[0, i])} to {wording.value(trend[-1, i])}" if has_trend else ""
+        rows.append(
+            {
+                "name": printable(outcomes.names[i], 80),
+                "precision": float(scores.precision[i]),
+                "recall": float(scores.recall[i]),
+                "f1": float(scores.f1[i]),
+                "interval": spread[i] if isinstance(spread, list) else None,
+                "support": int(scores.support[i]),
+                "predicted": int(scores.predicted[i]),
+                "trend": charts.sparkline(trend[:, i], told) if has_trend else None,
+            }
+        )
+    return rows
+
+
+def _matrix(outcomes: Outcomes) -> dict[str, Any]:
+    """Cells as (count, share of the true class)."""
+    chosen = most_mistaken(outcomes, MATRIX_CLASSES)
+    support = np.maximum(np.bincount(outcomes.truth, minlength=outcomes.classes)[chosen], 1)
+    names = [printable(outcomes.names[c], 40) for c in chosen]
+    counts = confusion_matrix(outcomes, chosen)
+    cells = [[(int(n), float(n / whole)) for n in row] for row, whole in zip(counts, support, strict=True)]
+    return {"names": names, "rows": list(zip(names, cells, strict=True)), "left_out": outcomes.classes - len(chosen)}
+
+
+def _confused(outcomes: Outcomes) -> list[dict[str, Any]]:
+    names = [printable(name, 80) for name in outcomes.names]
+    found = most_confused(outcomes, 5)
+    return [{"truth": names[p.truth], "predicted": names[p.predicted], "count": p.count, "share": p.share} for p in found]
+
+
+# -- calibration ------------------------------------------------------------------------------------------------------------
+
+
+def _reliability(seen: Seen, outcomes: Outcomes) -> Reliability:
+    return reliability(outcomes.confidence, outcomes.right, seen.record.calibration_bins)
+
+
+def _calibration(outcomes: Outcomes, found: Reliability) -> str:
+    gap, error = found.overconfidence, f"The expected calibration error is {wording.value(found.error)}."
+    if outcomes.problem == "multi_label":
+        return f"{error} Every label of every example counts as one answer, and its probability as the confidence."
+    if abs(gap) < 0.02:
+        return f"{error} On average the model is right about as often as it says: confidence and accuracy differ by {abs(gap):.3f}."
+    kind = "overconfident: it is sure more often than right" if gap > 0 else "underconfident: it is right more often than it is sure"
+    return f"{error} The model is {kind}; on average confidence lies {abs(gap):.3f} {'above' if gap > 0 else 'below'} accuracy."
+
+
+def _bins(found: Reliability) -> list[tuple[str, int, float, float]]:
+    """(interval, answers, mean confidence, share that is right) of every bin that holds answers."""
+    width = 1 / len(found.count)
+    return [
+        (f"{i * width:.2f} – {(i + 1) * width:.2f}", int(found.count[i]), float(found.confidence[i]), float(found.accuracy[i]))
+        for i in np.flatnonzero(found.count).tolist()
+    ]
+
+
+def _calibration_figure(found: Reliability) -> dict[str, Figure]:
+    filled = np.flatnonzero(found.count).tolist()
+    text = (
+        f"Reliability diagram of {int(found.count.sum())} answers in {len(found.count)} bins of confidence. "
+        + " ".join(f"Confidence {found.confidence[i]:.2f}: {found.accuracy[i]:.2f} right." for i in filled)
+    )  # fmt: skip
+    return {"calibration": Figure(*(charts.reliability_diagram(found, width, text) for width in (MIDDLE, NARROW)))}
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------------
+
+
+def _residuals(outcomes: Outcomes) -> list[tuple[str, float]]:
+    found = residuals(outcomes)
+    return [
+        ("mean of predicted minus true (bias)", found.bias),
+        ("mean absolute error", found.mean_absolute),
+        ("root of the mean squared error", found.root_mean_square),
+        ("median absolute error", found.median_absolute),
+        ("nine of ten absolute errors are below", found.ninetieth_absolute),
+        ("largest absolute error", found.largest_absolute),
+    ]
+
+
+def _residual_figures(outcomes: Outcomes) -> dict[str, Figure]:
+    error = outcomes.predicted - outcomes.truth
+    cloud = f"Predicted over true numbers of {len(outcomes)} examples; the dashed line is a perfect answer."
+    middle, spread = wording.value(float(np.median(error))), wording.value(float(error.std()))
+    hills = f"Histogram of predicted minus true: median {middle}, standard deviation {spread}."
+    return {
+        "scatter": Figure(*(charts.scatter(outcomes.truth, outcomes.predicted, width, cloud) for width in (MIDDLE, NARROW))),
+        "residuals": Figure(*(charts.histogram(error, width, hills, axis="predicted minus true") for width in (MIDDLE, NARROW))),
+    }
