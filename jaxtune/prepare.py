@@ -164,6 +164,9 @@ def load_base(experiment: Experiment) -> Base:
             f"model.base {base.reference} is a {base.family.model_type} model for {base.family.domain}s, but the task reads {experiment.task.domain}s; "
             f"choose a base for {experiment.task.domain}s or another task.kind"
         )
+    model = experiment.model
+    if not base.family.stacked and (model.scan_layers != "auto" or model.remat != "none"):
+        raise ConfigError(f"model.scan_layers, model.remat: have no effect on {base.family.model_type}, whose blocks differ; leave them out")
     return base
 
 

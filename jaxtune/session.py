@@ -28,7 +28,7 @@ from jaxtune.layers.dropout import Dropout
 from jaxtune.model_session import ModelSession
 from jaxtune.models.blueprint import Blueprint, Flat
 from jaxtune.prepare import Prepared
-from jaxtune.training.compile import Memory, check_fits, device_memory, flops, memory
+from jaxtune.training.compile import Memory, check_fits, device_memory, memory, shapes
 from jaxtune.training.loop import Progress
 from jaxtune.training.phase import Phase
 from jaxtune.training.stage import Depth, Stage, build_stage
@@ -101,7 +101,7 @@ class Session(ModelSession):
         before = stage.step.compile_seconds
         needed = memory(stage.step.prepare(stage.state, batch, scalars))
         check_fits(needed, device_memory(self.placement.mesh.devices.flat[0]), rows, width)
-        return Compiled(rows, width, stage.step.compile_seconds - before, needed, flops(stage.step.function, stage.state, batch, scalars))
+        return Compiled(rows, width, stage.step.compile_seconds - before, needed, stage.step.flops[shapes(batch)])
 
     # -- batches --------------------------------------------------------------------------------------------------------
 

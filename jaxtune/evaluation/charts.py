@@ -98,13 +98,13 @@ def curves(panels: Sequence[Panel], marks: Sequence[Mark], width: int, descripti
     """Panels under each other over one axis of steps."""
     everything = np.concatenate([line.x for panel in panels for line in panel.lines] or [np.zeros(1)])
     x = Scale(float(min(everything.min(), 0)), float(max(everything.max(), 1)), LEFT, width - RIGHT)
-    head = 30 if marks else 4
+    head = 30 if any(mark.style == "phase" for mark in marks) else 16 if marks else 4
     foot, gap = 34, 34
     height = head + len(panels) * (panel_height + gap) - gap + 22 + foot
     parts: list[str] = []
     top = head + 22
     bottom = height - foot
-    parts += _mark_texts(marks, x, width)
+    parts += _mark_texts(marks, x, width, head - 3)
     for panel in panels:
         for mark in marks:
             if mark.style == "best" or mark.x > x.low:  # the first phase begins at the axis
@@ -135,7 +135,7 @@ def reliability_diagram(found: Reliability, width: int, description: str) -> Mar
     for i, (cx, cy) in zip(filled, centres, strict=True):
         tip = f"{found.count[i]} answers, confidence {found.confidence[i]:.2f}, right {found.accuracy[i]:.2f}"
         parts.append(_dot(cx, cy, 3.4, "dot", tip))
-    base = bottom + foot_height + 12
+    base = bottom + foot_height + 22
     largest = max(int(found.count.max()), 1)
     bins = len(found.count)
     for i in filled:
@@ -303,8 +303,8 @@ def _path(line: Line, x: Scale, y: Scale, most: int) -> str:
     return f'<path class="{line.style}" d="{"".join(parts)}"/>'
 
 
-def _mark_texts(marks: Sequence[Mark], x: Scale, width: int) -> list[str]:
-    """Phases in the first row where they have room, the best step in the second."""
+def _mark_texts(marks: Sequence[Mark], x: Scale, width: int, best_row: float) -> list[str]:
+    """Phases in the first row where they have room, the best step at `best_row`."""
     parts = []
     free = -math.inf
     for mark in sorted((m for m in marks if m.style == "phase"), key=lambda m: m.x):
@@ -315,7 +315,7 @@ def _mark_texts(marks: Sequence[Mark], x: Scale, width: int) -> list[str]:
     for mark in marks:
         if mark.style == "best":
             left = x(mark.x) > width * 0.6
-            parts.append(_text(x(mark.x) + (4 if left else -4), 27, mark.text, "end" if left else "start", "best"))
+            parts.append(_text(x(mark.x) + (4 if left else -4), best_row, mark.text, "end" if left else "start", "best"))
     return parts
 
 

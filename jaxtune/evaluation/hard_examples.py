@@ -58,18 +58,18 @@ def hard_examples(outcomes: Outcomes, limit: int, task: Mapping[str, Any], recor
 
 def _answer(outcomes: Outcomes, position: int) -> tuple[str, str, str]:
     """(true, predicted, what stands beside them)."""
-    truth, predicted, names = outcomes.truth[position], outcomes.predicted[position], outcomes.names
+    truth, predicted, names = outcomes.truth[position], outcomes.predicted[position], outcomes.shown
     if outcomes.problem == "regression":
         return wording.value(float(truth)), wording.value(float(predicted)), f"{float(predicted - truth):+.4g}"
     probabilities = outcomes.probabilities[position]
     if outcomes.problem == "single_label":
-        shown = [f"{names[predicted]} {probabilities[predicted]:.2f}"]
+        shown = [f"{names[predicted]}: {probabilities[predicted]:.2f}"]
         if truth != predicted:
-            shown.append(f"{names[truth]} {_small(float(probabilities[truth]))}")
+            shown.append(f"{names[truth]}: {_small(float(probabilities[truth]))}")
         return names[truth], names[predicted], ", ".join(shown)
     wrong = np.flatnonzero(truth != predicted)
     worst = wrong if len(wrong) else np.argsort(-np.abs(truth - probabilities))[:1]
-    return _listed(truth, names), _listed(predicted, names), ", ".join(f"{names[i]} {_small(float(probabilities[i]))}" for i in worst[:6])
+    return _listed(truth, names), _listed(predicted, names), ", ".join(f"{names[i]}: {_small(float(probabilities[i]))}" for i in worst[:6])
 
 
 def _small(probability: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune.core.printable import printable
 from jaxtune.tasks.base import Problem, split_labels
 
 PROBABILITY = "probability "
@@ -43,6 +44,11 @@ class Outcomes:
     @property
     def classes(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def shown(self) -> tuple[str, ...]:
+        """Class names for people: they come from the data and may hold anything."""
+        return tuple(printable(name, 80) for name in self.names)
 
     @cached_property
     def confidence(self) -> np.ndarray:

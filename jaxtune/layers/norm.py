@@ -114,11 +114,12 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones((width,), jnp.float32))
         self.epsilon = epsilon
         self.momentum = momentum
+        self.frozen = False  # set where scale and bias do not train: then the running statistics are used and stay, as in evaluation
 
     def __call__(self, x: Float[Array, "B ... D"], training: bool, weight: Float[Array, " B"] | None = None) -> Float[Array, "B ... D"]:
         """Examples of weight 0 (padding of a ragged batch) leave the statistics alone."""
         values = x.astype(jnp.float32)
-        if training:
+        if training and not self.frozen:
             mean, var = self._batch_statistics(values, weight)
         else:
             mean, var = self.mean[...], self.var[...]

@@ -68,6 +68,7 @@ class Family(ABC):
     assumed: ClassVar[
         Mapping[str, Any]
     ] = {}  # values of handled keys that config.json leaves out; others are asked of transformers, which is slow
+    stacked: ClassVar[bool] = True  # equal blocks run as a stack; without one, scan_layers and remat have nothing to act on
     ignored: ClassVar[frozenset[str]] = frozenset()  # keys known to change nothing that this family computes
     fixed: ClassVar[Mapping[str, Any]] = {}  # keys understood at one value only
     renewable: ClassVar[tuple[str, ...]] = ("head.*",)  # parameters that a checkpoint may lack: they start fresh

@@ -121,6 +121,7 @@ class ResNet(Family):
     model_type: ClassVar = "resnet"
     domain: ClassVar = "image"
     prefix: ClassVar = "resnet."
+    stacked: ClassVar = False  # the stages differ in shape
     handled: ClassVar = words(
         """num_channels embedding_size hidden_sizes depths layer_type hidden_act downsample_in_first_stage downsample_in_bottleneck"""
     )

@@ -45,6 +45,7 @@ class CompiledStep:
     placement: Placement
     state_shardings: TrainState
     programs: dict[Any, jax.stages.Compiled] = field(default_factory=dict)
+    flops: dict[Any, int] = field(default_factory=dict)
     compile_seconds: float = 0.0
 
     @classmethod
@@ -62,7 +63,9 @@ class CompiledStep:
             start = time.perf_counter()
             jitted = jax.jit(self.function, donate_argnums=0, out_shardings=(self.state_shardings, self.placement.replicated))
             with self.placement.active():
-                self.programs[key] = jitted.lower(state, dict(batch), controls).compile()
+                traced = jitted.trace(state, dict(batch), controls)
+                self.programs[key] = traced.lower().compile()
+            self.flops[key] = flops_of(traced.jaxpr)
             self.compile_seconds += time.perf_counter() - start
         return self.programs[key]
 
@@ -123,7 +126,11 @@ def flops(function: Callable[..., Any], *arguments: Any) -> int:
 
     Counted on the traced program after dead code is removed; XLA's own cost analysis counts the body of a loop once.
     """
-    closed = jax.make_jaxpr(function)(*arguments)
+    return flops_of(jax.make_jaxpr(function)(*arguments))
+
+
+def flops_of(closed: Any) -> int:
+    """`flops` of a program that is traced already."""
     live, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     return count_flops(live)
 

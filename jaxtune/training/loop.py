@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import jax
 
-from jaxtune.core.errors import DivergedError, JaxtuneError
+from jaxtune.core.errors import DataError, DivergedError, JaxtuneError
 from jaxtune.parallel.placement import Placement
 from jaxtune.training.compile import CompiledStep
 from jaxtune.training.state import TrainState
@@ -151,6 +151,7 @@ def train_phase(
 
     Raises:
         DivergedError: too many steps in a row were not finite.
+        DataError: the batches ended before the phase.
         JaxtuneError: what `interrupted` asked for, after the checkpoint has begun.
     """
     meter = Meter(batches, progress)
@@ -209,6 +210,8 @@ def train_phase(
         meter.restart()
     if pending is not None:
         yield meter.read(pending, schedule.skip_limit), state
+    if progress.phase_step < schedule.steps:
+        raise DataError(f"the batches ended after step {progress.phase_step} of {schedule.steps}; give more of them, or train fewer steps")
 
 
 @dataclass(frozen=True)

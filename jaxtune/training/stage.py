@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from jaxtune.layers.norm import BatchNorm
 from jaxtune.models.blueprint import Blueprint
 from jaxtune.models.family import DropoutRates
 from jaxtune.parallel.placement import Placement
@@ -84,7 +85,7 @@ def build_stage(
         ConfigError: a pattern of `patterns` matches nothing.
     """
     selection = choose(Blueprint.of(make(())).params, patterns)
-    blueprint = Blueprint.of(make(selection.cuts))
+    blueprint = Blueprint.of(lambda: settled(make(selection.cuts)(), selection))
     placed = shardings(blueprint)
     params = recut_params(params, blueprint.params, placed)
     variables = recut_params(variables, blueprint.others, placed)
@@ -114,6 +115,14 @@ def build_stage(
         blueprint, objective, transform, accumulation=accumulation, dropout=rates is not None, augment=augment
     )
     return Stage(blueprint, selection, state, CompiledStep.of(function, state, placement), controls, transform)
+
+
+def settled(module: nnx.Module, selection: Selection) -> nnx.Module:
+    """The module with the statistics of norms that do not train held still: a frozen layer computes the same in training and evaluation."""
+    for path, part in nnx.iter_modules(module):
+        if isinstance(part, BatchNorm):
+            part.frozen = ".".join(map(str, (*path, "scale"))) not in selection.names
+    return module
 
 
 def recipe(

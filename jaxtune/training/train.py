@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
 from jaxtune.checkpoint.store import Store
-from jaxtune.core.errors import ConfigError
+from jaxtune.core.component import nearest
+from jaxtune.core.errors import ConfigError, DivergedError
 from jaxtune.models.blueprint import Blueprint
 from jaxtune.parallel.mesh import Mesh
 from jaxtune.parallel.placement import Placement
@@ -90,19 +92,22 @@ def train(
         module: any `flax.nnx` module; it is read, not changed.
         loss: (module, batch, noise) -> Weighted, the batch's loss as a sum and the weight it was taken over; noise is None.
         batches: host batches (dicts of arrays whose first axis is the row), or a function from the number of the first batch to them, which
-            makes resume exact without replaying.
+            makes resume exact without replaying. An `example_id` in them names the rows in messages.
         optimizer: an optax transformation, or one of jaxtune's.
         train: patterns of the parameters that train; the others are frozen: no gradient, no optimizer state.
         evaluate: module -> numbers, called every `evaluate_every` steps and at the end.
         best: the number that decides what is best, and "min" or "max".
         shardings: (path, shape) -> logical axes, for more than one device; default: everything replicated.
-        checkpoints: a folder; when it already holds a checkpoint of this training, training goes on from there.
+        checkpoints: a folder; when it already holds a checkpoint of this training, training goes on from there. One that has ended does
+            nothing more, unless it ended with its steps and is now given more of them.
 
     Raises:
         ConfigError: a pattern matches nothing, or the mesh does not fit the devices.
     """
     if best[1] not in ("min", "max"):
         raise ConfigError(f'best: found "{best[1]}"; expected ("name", "min") or ("name", "max")')
+    if isinstance(optimizer, Optimizer) and optimizer.layer_decay is not None:
+        raise ConfigError("optimizer.layer_decay: train() does not know the layers of your module; leave it out")
     placement = (mesh or Mesh()).build()
     blueprint, values = Blueprint.split(module)
 
@@ -112,40 +117,74 @@ def train(
             return dict.fromkeys(shapes, placement.replicated)
         return {key: placement.sharding(shardings(key, s.shape), s.shape) for key, s in shapes.items()}
 
-    params = {key: jax.device_put(values[key], sharding) for key, sharding in place(blueprint).items() if key in blueprint.params}
-    variables = {key: jax.device_put(values[key], sharding) for key, sharding in place(blueprint).items() if key in blueprint.others}
+    # copies, because every step gives its arrays away
+    placed = {key: jax.device_put(jnp.copy(values[key]), sharding) for key, sharding in place(blueprint).items()}
     stage = build_stage(
-        lambda cuts: lambda: module, params, variables, place, loss, optimizer, placement,
-        patterns=train, steps=steps, seed=seed, accumulation=accumulation,
+        lambda cuts: lambda: module,
+        {key: placed[key] for key in blueprint.params}, {key: placed[key] for key in blueprint.others},
+        place, loss, optimizer, placement, patterns=train, steps=steps, seed=seed, accumulation=accumulation,
     )  # fmt: skip
     progress = Progress()
     store: Store | None = None
     touched = stage.selection.names
+
+    def restore(step: int | None) -> None:
+        assert store is not None
+        found = store.restore(step, abstract(to_arrays(stage.state, touched)))
+        stage.state = from_arrays(stage.state, found.arrays)
+        vars(progress).update(found.meta["progress"])
+        if progress.phase_step > steps:
+            raise ConfigError(f"steps: {checkpoints} holds step {progress.phase_step}, found {steps}; expected more, or another folder")
+        if progress.ending == "phase" and found.meta["steps"] == progress.phase_step < steps:
+            progress.ending = ""
+
     if checkpoints is not None:
         store = Store(Path(checkpoints), best="max" if best[1] == "max" else "min")
         if store.steps():
-            found = store.restore(None, abstract(to_arrays(stage.state, touched)))
-            stage.state = from_arrays(stage.state, found.arrays)
-            progress = Progress(**found.meta["progress"])
+            restore(None)
 
     def save(state: Any, progress: Progress, metric: float | None) -> None:
         assert store is not None
-        store.save(progress.step, to_arrays(state, touched), {"progress": progress.to_json()}, metric)
+        store.save(progress.step, to_arrays(state, touched), {"progress": progress.to_json(), "steps": steps}, metric)
 
     def judge(state: Any) -> Mapping[str, Any]:
         assert evaluate is not None
-        return evaluate(stage.blueprint.build(state.evaluated, state.variables))
+        numbers = evaluate(stage.blueprint.build(state.evaluated, state.variables))
+        if best[0] not in numbers:
+            raise ConfigError(f'best: evaluate gives no number "{best[0]}"{nearest(best[0], numbers)} (it gives: {", ".join(sorted(numbers))})')
+        return numbers
 
-    source = batches(progress.phase_step) if callable(batches) else skip(batches, progress.phase_step)
-    events = train_phase(
-        stage.state, stage.step, placed(source, placement), stage.controls, placement,
-        Schedule(steps, evaluate_every, save_every), progress,
-        evaluate=None if evaluate is None else judge,
-        goal=Goal(best[0], best[1] == "max"),
-        rules=stopping,
-        save=None if store is None else save,
-    )  # fmt: skip
-    return Training(stage, progress, closing(events, store))
+    def roll_back() -> None:
+        """The best checkpoint again with a lower rate; what the rules remember stays, or they would roll back for ever."""
+        if store is None or (step := best_of(store)) is None:
+            raise DivergedError("a stop rule goes back to the best checkpoint, but there is none; lower the rate, or pass checkpoints=")
+        if isinstance(batches, Iterator):
+            raise ConfigError("batches: an iterator cannot go back with a stop rule; pass a list, or a function of the first batch's number")
+        store.delete_after(step)
+        rules, rate_scale = progress.rules, progress.rate_scale * progress.rollback_factor
+        restore(step)
+        progress.rules, progress.rate_scale, progress.ending = rules, rate_scale, ""
+
+    def events() -> Iterator[tuple[Event, Any]]:
+        while progress.ending in ("", "rollback"):
+            if progress.ending == "rollback":
+                roll_back()
+            source = batches(progress.phase_step) if callable(batches) else skip(batches, progress.phase_step)
+            yield from train_phase(
+                stage.state, stage.step, on_devices(source, placement), stage.controls, placement,
+                Schedule(steps, evaluate_every, save_every), progress,
+                evaluate=None if evaluate is None else judge,
+                goal=Goal(best[0], best[1] == "max"),
+                rules=stopping,
+                save=None if store is None else save,
+            )  # fmt: skip
+
+    return Training(stage, progress, closing(events(), store))
+
+
+def best_of(store: Store) -> int | None:
+    store.wait()
+    return store.best_step
 
 
 def skip(batches: Iterable[HostBatch], count: int) -> Iterator[HostBatch]:
@@ -155,12 +194,12 @@ def skip(batches: Iterable[HostBatch], count: int) -> Iterator[HostBatch]:
     return iterator
 
 
-def placed(batches: Iterable[HostBatch], placement: Placement) -> Iterator[OnDevice]:
+def on_devices(batches: Iterable[HostBatch], placement: Placement) -> Iterator[OnDevice]:
     """Host batches on the devices."""
     for batch in batches:
         rows = len(next(iter(batch.values())))
         tokens = int(np.count_nonzero(batch["segment_ids"])) if "segment_ids" in batch else 0
-        yield OnDevice(placement.put_batch(batch), rows, tokens)
+        yield OnDevice(placement.put_batch(batch), rows, tokens, batch.get("example_id", ()))
 
 
 def closing(events: Iterator[Any], store: Store | None) -> Iterator[Any]:

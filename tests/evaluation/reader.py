@@ -53,13 +53,16 @@ def evaluate(task: Task, batches: list[tiny.Batch], *, outputs: int = tiny.CLASS
 def ragged(count: int, rows: int, width: int = 12) -> list[tiny.Batch]:
     """`count` examples in batches of `rows`, the last of which is filled up."""
     examples = tiny.texts(count + 1, width, seed=3)
-    examples = {name: value[:count] for name, value in examples.items()} | {"loss_weight": np.ones(count, np.float32)}
-    batches = []
-    for start in range(0, count, rows):
-        part = {name: value[start : start + rows] for name, value in examples.items()}
-        missing = rows - len(part["label"])
-        fill = {"example_id": -1}
-        batches.append({
-            name: np.concatenate([value, np.full((missing, *value.shape[1:]), fill.get(name, 0), value.dtype)]) for name, value in part.items()
-        })  # fmt: skip
-    return batches
+    examples = {name: value[:count] for name, value in examples.items()}
+    examples |= {"loss_weight": np.ones(count, np.float32), "example_id": np.arange(count, dtype=np.int32)}
+    return [filled({name: value[start : start + rows] for name, value in examples.items()}, rows) for start in range(0, count, rows)]
+
+
+def filled(part: tiny.Batch, rows: int) -> tiny.Batch:
+    """With rows of zeros up to `rows`, whose example_id is -1."""
+
+    def fill(name: str, value: np.ndarray) -> np.ndarray:
+        empty = np.full((rows - len(value), *value.shape[1:]), -1 if name == "example_id" else 0, value.dtype)
+        return np.concatenate([value, empty])
+
+    return {name: fill(name, value) for name, value in part.items()}

@@ -19,6 +19,7 @@ def headline(seen: Seen) -> dict[str, Any]:
     return {
         "verdict": [said for said in (_how_good(seen), _from_what(seen), _which_step(seen)) if said],
         "tiles": _tiles(seen),
+        "splits": [split for split in SPLITS if seen.record.result.get(split)],
         "numbers": _numbers(seen),
         "baseline": _baseline(seen),
     }
@@ -81,7 +82,8 @@ def _tiles(seen: Seen) -> list[tuple[str, str, str]]:
     if seen.classified is not None:
         wrong = seen.classified.truth != seen.classified.predicted
         count = int((wrong if wrong.ndim == 1 else wrong.any(1)).sum())
-        tiles.append(("wrong answers", f"{count:,}", f"of {wording.plural(len(seen.classified), 'example')}"))
+        what = "wrong answers" if wrong.ndim == 1 else "examples with an error"
+        tiles.append((what, f"{count:,}", f"of {wording.plural(len(seen.classified), 'example')}"))
     elif seen.outcomes is not None:
         typical = float(np.median(np.abs(seen.outcomes.predicted - seen.outcomes.truth)))
         tiles.append(("median error", wording.value(typical), f"of {wording.plural(len(seen.outcomes), 'example')}"))
@@ -93,10 +95,11 @@ def _tiles(seen: Seen) -> list[tuple[str, str, str]]:
 def _numbers(seen: Seen) -> list[dict[str, Any]]:
     """Every single number of validation and test, the deciding metric first."""
     best, result = seen.record.best_metric, seen.record.result
-    names = dict.fromkeys(name for split in SPLITS for name, value in result.get(split, {}).items() if not isinstance(value, list))
+    splits = [split for split in SPLITS if result.get(split)]
+    names = dict.fromkeys(name for split in splits for name, value in result[split].items() if not isinstance(value, list))
     rows = []
     for name in sorted(names, key=lambda name: name != best):
-        told = [(result.get(split, {}).get(name), seen.interval(split, name)) for split in SPLITS]
+        told = [(result[split].get(name), seen.interval(split, name)) for split in splits]
         cells = [(None if value is None else number(value), interval) for value, interval in told]
         rows.append({"name": wording.metric(name), "cells": cells, "decides": name == best})
     return rows
@@ -111,5 +114,5 @@ def _baseline(seen: Seen) -> str:
         error = wording.value(float(outcomes.truth.var()))
         return f"Always answering the mean of these examples would give a mean squared error of {error}."
     counts = np.bincount(outcomes.truth, minlength=outcomes.classes)
-    name = printable(outcomes.names[int(counts.argmax())])
+    name = outcomes.shown[int(counts.argmax())]
     return f"Always answering “{name}”, the most frequent class, would be right for {wording.percent(counts.max() / len(outcomes))}."

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.core.printable import printable
 from jaxtune.evaluation import charts, wording
 from jaxtune.evaluation.analysis import Reliability, class_scores, confusion_matrix, most_confused, most_mistaken, reliability, residuals
 from jaxtune.evaluation.hard_examples import hard_examples
@@ -53,7 +52,7 @@ def _classes(seen: Seen, outcomes: Outcomes) -> list[dict[str, Any]]:
         told = f"validation F1 from {wording.value(trend[0, i])} to {wording.value(trend[-1, i])}" if has_trend else ""
         rows.append(
             {
-                "name": printable(outcomes.names[i], 80),
+                "name": outcomes.shown[i],
                 "precision": float(scores.precision[i]),
                 "recall": float(scores.recall[i]),
                 "f1": float(scores.f1[i]),
@@ -70,15 +69,14 @@ def _matrix(outcomes: Outcomes) -> dict[str, Any]:
     """Cells as (count, share of the true class)."""
     chosen = most_mistaken(outcomes, MATRIX_CLASSES)
     support = np.maximum(np.bincount(outcomes.truth, minlength=outcomes.classes)[chosen], 1)
-    names = [printable(outcomes.names[c], 40) for c in chosen]
+    names = [outcomes.shown[c] for c in chosen]
     counts = confusion_matrix(outcomes, chosen)
     cells = [[(int(n), float(n / whole)) for n in row] for row, whole in zip(counts, support, strict=True)]
     return {"names": names, "rows": list(zip(names, cells, strict=True)), "left_out": outcomes.classes - len(chosen)}
 
 
 def _confused(outcomes: Outcomes) -> list[dict[str, Any]]:
-    names = [printable(name, 80) for name in outcomes.names]
-    found = most_confused(outcomes, 5)
+    names, found = outcomes.shown, most_confused(outcomes, 5)
     return [{"truth": names[p.truth], "predicted": names[p.predicted], "count": p.count, "share": p.share} for p in found]
 
 

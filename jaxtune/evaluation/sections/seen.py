@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from jaxtune.data.sources.base import Records
 from jaxtune.evaluation import charts
+from jaxtune.evaluation.analysis import class_scores
 from jaxtune.evaluation.bootstrap import Interval, intervals
 from jaxtune.evaluation.outcomes import Outcomes
 from jaxtune.evaluation.record import Row, RunRecord, number
@@ -49,7 +50,7 @@ class Seen:
     def of(cls, record: RunRecord, records: Records | None) -> Seen:
         outcomes = record.outcomes.get(record.split)
         found = {
-            split: intervals(kept, {name: _numeric(value) for name, value in record.result[split].items()}, bins=record.calibration_bins)
+            split: intervals(kept, _measured(record.result[split], kept), bins=record.calibration_bins)
             for split, kept in record.outcomes.items()
             if record.result.get(split)
         }
@@ -70,6 +71,7 @@ class Seen:
         return found if isinstance(found, Interval) else None
 
 
-def _numeric(value: Any) -> Any:
-    """Numbers as floats, lists of them as lists of floats."""
-    return [number(v) for v in value] if isinstance(value, list) else number(value)
+def _measured(result: Row, outcomes: Outcomes) -> dict[str, Any]:
+    """A split's numbers as floats; F1 per class always among them, because the page shows it whatever was measured."""
+    told = {name: [number(v) for v in value] if isinstance(value, list) else number(value) for name, value in result.items()}
+    return told if outcomes.problem == "regression" else {"f1_per_class": class_scores(outcomes).f1.tolist()} | told
