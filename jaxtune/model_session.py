@@ -58,8 +58,16 @@ class ModelSession:
         same_labels = subject.names and subject.base.labels == subject.names
         new_head = experiment.model.head == "new" or not same_labels
         loading = plan_load(subject.base, blueprint, table, new_head)
-        trained = tuple(choose(blueprint.params, phase.train).names for phase in experiment.phases)
-        return cls(subject, placement, table, blueprint, loading, trained)
+        trained: list[frozenset[str]] = []
+        problems: list[str] = []
+        for number, phase in enumerate(experiment.phases):
+            try:
+                trained.append(choose(blueprint.params, phase.train, f"phases.{number}.train").names)
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+        return cls(subject, placement, table, blueprint, loading, tuple(trained))
 
     # -- parameters -----------------------------------------------------------------------------------------------------
 

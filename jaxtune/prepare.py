@@ -76,16 +76,19 @@ class Prepared(Subject):
         """
         data, examples = self.experiment.data, self.splits[split]
         own = None if training else data.evaluation_batch_size
-        return Plan(
-            rows=len(examples),
-            lengths=examples.lengths,
-            widths=self.facts["widths"],
-            batch_size=own or data.batch_size,
-            batch_tokens=None if own else data.batch_tokens,
-            seed=seed,
-            shuffle=training,
-            divisor=divisor,
-        )
+        try:
+            return Plan(
+                rows=len(examples),
+                lengths=examples.lengths,
+                widths=self.facts["widths"],
+                batch_size=own or data.batch_size,
+                batch_tokens=None if own else data.batch_tokens,
+                seed=seed,
+                shuffle=training,
+                divisor=divisor,
+            )
+        except ConfigError as error:
+            raise ConfigError([f"data.{'evaluation_' if own else ''}{problem}" for problem in error.problems]) from error
 
 
 def prepare(experiment: Experiment, *, cache: Path | None = None) -> Prepared:

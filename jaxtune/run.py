@@ -14,6 +14,7 @@ from jaxtune.checkpoint.store import Store
 from jaxtune.config.write import to_yaml
 from jaxtune.core.errors import DivergedError, Interrupted, JaxtuneError, NoCheckpointError, Preempted
 from jaxtune.evaluation.predictions import write_predictions
+from jaxtune.evaluation.report import write_report
 from jaxtune.experiment import Experiment, load_experiment
 from jaxtune.model_session import ModelSession
 from jaxtune.models.card import model_card
@@ -72,6 +73,7 @@ def run(
     """
     hosts.start()
     session = Session.open(prepare(experiment), experiment.mesh.build())
+    session.check()
     with RunFolder.create(Path(runs_dir), name or experiment.name) as folder:
         folder.write("resolved.yaml", to_yaml(experiment))
         folder.write("experiment.yaml", given if given is not None else to_yaml(experiment))
@@ -90,7 +92,9 @@ def resume(path: str | Path, *, watch: Watch = ignore) -> Result:
             return Result(folder.path, json.loads(folder.result.read_text(encoding="utf-8")))
         hosts.start()
         experiment = load_experiment(folder.resolved)
-        return execute(Session.open(prepare(experiment), experiment.mesh.build()), folder, watch)
+        session = Session.open(prepare(experiment), experiment.mesh.build())
+        session.check()
+        return execute(session, folder, watch)
 
 
 def execute(session: Session, folder: RunFolder, watch: Watch) -> Result:
@@ -211,7 +215,7 @@ def roll_back(session: Session, store: Store, progress: Progress, recorder: Reco
 
 
 def conclude(session: Session, folder: RunFolder, store: Store, progress: Progress, recorder: Recorder) -> Result:
-    """Evaluates the best checkpoint on validation and test, keeps the predictions, writes result.json and the export."""
+    """Evaluates the best checkpoint on validation and test, keeps the predictions, writes result.json, the export and the report."""
     prepared = session.prepared
     step = store.best_step or store.latest_step
     if step is None:
@@ -234,6 +238,7 @@ def conclude(session: Session, folder: RunFolder, store: Store, progress: Progre
     if hosts.is_primary():
         folder.write_json("result.json", numbers)
         export_run(session, folder.path / "export", params | variables, numbers, progress.phase)
+        write_report(folder.path, prepared.scanned.records)
     return Result(folder.path, numbers)
 
 

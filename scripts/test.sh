@@ -3,6 +3,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 install test
+ensure_chromium
 if [ $# -eq 0 ]; then
   say "Lint and format"
   .venv/bin/ruff check .

@@ -20,6 +20,7 @@ def run(output: Output, experiment: Path, overrides: list[str]) -> dict[str, Any
     hosts.start()
     prepared = prepare(loaded)
     session = Session.open(prepared, loaded.mesh.build())
+    session.check()
     model = tell_model(output, prepared, session)
     data = tell_data(output, prepared)
     phases = []

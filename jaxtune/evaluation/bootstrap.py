@@ -16,7 +16,7 @@ from jaxtune.evaluation.outcomes import Outcomes
 
 DRAWS = 1000
 _BLOCK = 4 << 20  # numbers in one block of draws
-_BUDGET = 4 << 30  # numbers touched in all; beyond it there are fewer draws, and the intervals are narrow anyway
+_BUDGET = 1 << 28  # examples x classes x draws; beyond it there are fewer draws, and the intervals are narrow anyway
 _FEWEST = 200
 _AGREEMENT = 1e-3  # what float32 sums and the histograms of `auc` may differ from exact sums
 
@@ -44,8 +44,7 @@ def intervals(
         return {}
     once = compute(outcomes, np.ones((1, examples)), measured, bins)
     wanted = [name for name, value in once.items() if _agree(value[0], measured[name])]
-    draws = min(draws, max(_FEWEST, _BUDGET // (examples * max(outcomes.classes, 1))))
-    parts = [compute(outcomes, weights, wanted, bins) for weights in draw(examples, draws, seed)]
+    parts = [compute(outcomes, weights, wanted, bins) for weights in draw(examples, min(draws, affordable(outcomes)), seed)]
     found: dict[str, Interval | list[Interval]] = {}
     for name in wanted:
         sample = np.concatenate([part[name] for part in parts])
@@ -54,6 +53,11 @@ def intervals(
         ends = np.nanquantile(sample, [0.025, 0.975], axis=0).T.tolist()
         found[name] = Interval(*ends) if sample.ndim == 1 else [Interval(*pair) for pair in ends]
     return found
+
+
+def affordable(outcomes: Outcomes) -> int:
+    """How many draws a split is worth: DRAWS, fewer where there are very many examples and classes."""
+    return min(DRAWS, max(_FEWEST, _BUDGET // (len(outcomes) * max(outcomes.classes, 1))))
 
 
 def draw(examples: int, draws: int, seed: int) -> Iterator[np.ndarray]:

@@ -96,8 +96,8 @@ class Scale:
 
 def curves(panels: Sequence[Panel], marks: Sequence[Mark], width: int, description: str, *, panel_height: int = 128) -> Markup:
     """Panels under each other over one axis of steps."""
-    everything = np.concatenate([line.x for panel in panels for line in panel.lines] or [np.zeros(1)])
-    x = Scale(float(min(everything.min(), 0)), float(max(everything.max(), 1)), LEFT, width - RIGHT)
+    everything = np.concatenate([[0.0, 1.0], *(line.x for panel in panels for line in panel.lines)])
+    x = Scale(float(everything.min()), float(everything.max()), LEFT, width - RIGHT)
     head = 30 if any(mark.style == "phase" for mark in marks) else 16 if marks else 4
     foot, gap = 34, 34
     height = head + len(panels) * (panel_height + gap) - gap + 22 + foot

@@ -63,13 +63,14 @@ def _answer(outcomes: Outcomes, position: int) -> tuple[str, str, str]:
         return wording.value(float(truth)), wording.value(float(predicted)), f"{float(predicted - truth):+.4g}"
     probabilities = outcomes.probabilities[position]
     if outcomes.problem == "single_label":
-        shown = [f"{names[predicted]}: {probabilities[predicted]:.2f}"]
+        shown = [f"{names[predicted]}:{wording.NO_BREAK}{probabilities[predicted]:.2f}"]
         if truth != predicted:
-            shown.append(f"{names[truth]}: {_small(float(probabilities[truth]))}")
+            shown.append(f"{names[truth]}:{wording.NO_BREAK}{_small(float(probabilities[truth]))}")
         return names[truth], names[predicted], ", ".join(shown)
     wrong = np.flatnonzero(truth != predicted)
     worst = wrong if len(wrong) else np.argsort(-np.abs(truth - probabilities))[:1]
-    return _listed(truth, names), _listed(predicted, names), ", ".join(f"{names[i]}: {_small(float(probabilities[i]))}" for i in worst[:6])
+    told = [f"{names[i]}:{wording.NO_BREAK}{_small(float(probabilities[i]))}" for i in worst[:6].tolist()]
+    return _listed(truth, names), _listed(predicted, names), ", ".join(told)
 
 
 def _small(probability: float) -> str:
@@ -77,7 +78,7 @@ def _small(probability: float) -> str:
 
 
 def _listed(mask: np.ndarray, names: Sequence[str]) -> str:
-    return ", ".join(names[i] for i in np.flatnonzero(mask)) or "none"
+    return ", ".join(names[i] for i in np.flatnonzero(mask).tolist()) or "none"
 
 
 def _content(records: Records | None, row: int, task: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str, str]:

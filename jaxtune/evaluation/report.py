@@ -12,8 +12,10 @@ from pathlib import Path
 from markupsafe import Markup
 
 from jaxtune.core.files import write_whole
+from jaxtune.core.printable import printable
 from jaxtune.data.sources.base import Records
 from jaxtune.evaluation import charts, wording
+from jaxtune.evaluation.bootstrap import affordable
 from jaxtune.evaluation.record import RunRecord
 from jaxtune.evaluation.sections.headline import headline
 from jaxtune.evaluation.sections.quality import quality, quality_figures
@@ -45,10 +47,11 @@ def write_report(folder: Path, records: Records | None = None) -> Path:
 
 def _facts(seen: Seen) -> dict[str, object]:
     return {
-        "name": seen.record.name,
+        "name": printable(seen.record.name, 120),
         "split": seen.split,
         "outcomes": seen.outcomes,
         "problem": seen.record.problem,
+        "draws": 0 if seen.outcomes is None else affordable(seen.outcomes),
         "has_records": seen.records is not None,
         "metric": wording.metric(seen.record.best_metric),
     }

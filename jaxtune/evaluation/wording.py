@@ -48,10 +48,10 @@ def percent(share: float) -> str:
 
 def count(number: float) -> str:
     """22.7 M, 12.3 k; below 10,000 three digits or the whole number."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if number >= limit:
-            scaled = number / (1e3 if unit == "k" else limit)
-            return f"{scaled:.3g}{NO_BREAK}{unit}" if scaled < 1000 else f"{scaled:,.0f}{NO_BREAK}{unit}"
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        scaled = number / size
+        if scaled >= (10 if unit == "k" else 0.9995):
+            return f"{scaled:.3g}{NO_BREAK}{unit}" if scaled < 999.5 else f"{scaled:,.0f}{NO_BREAK}{unit}"
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 

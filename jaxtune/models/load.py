@@ -27,6 +27,9 @@ from jaxtune.models.weights import Table
 from jaxtune.parallel.placement import Placement
 
 
+SHOWN = 20  # mismatches that are named; a wrong config.json makes hundreds
+
+
 @dataclass(frozen=True)
 class Base:
     """What a run starts from: a family bound to a config, and a checkpoint unless the model is new."""
@@ -122,7 +125,8 @@ def plan_load(base: Base, blueprint: Blueprint, table: Table, new_head: bool) ->
     ignored = [name for name in left if matches(name, family.unused)]
     problems += [f"tensor {name} {list(tensors[name].shape)} belongs to no parameter" for name in left if name not in ignored]
     if problems:
-        raise ModelError([f"{base.reference}: {len(problems)} mismatch(es) between checkpoint and {family.model_type}:", *problems[:20]])
+        more = [f"{len(problems) - SHOWN} more mismatches"] if len(problems) > SHOWN else []
+        raise ModelError([f"{base.reference}: {problem}" for problem in problems[:SHOWN] + more])
     return Plan(sources, frozenset(fresh), tuple(ignored))
 
 

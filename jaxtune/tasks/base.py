@@ -41,6 +41,10 @@ USUAL: Mapping[str, tuple[str, tuple[str, ...], str]] = {
 HF_PROBLEM = {"single_label": "single_label_classification", "multi_label": "multi_label_classification", "regression": "regression"}
 
 
+def by_problem() -> Any:
+    """Stands where `Task.usual` fills in the default, so that the setting need not be given."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Examples ready for batches, and what was found on the way.
@@ -64,9 +68,9 @@ class Task(Component):
     label: str = Field(default="label", description="column with the class name, the list of class names, or the number to predict")
     problem: Problem = Field(default="single_label", description="single_label: one class each; multi_label: any number; regression: a number")
     labels: tuple[str, ...] | None = Field(default=None, description="class names in the wanted order; default: those found in the data, sorted")
-    loss: Annotated[Loss, OneOf(LOSSES)] = Field(description="loss by kind; default by problem")
-    metrics: tuple[Annotated[Metric, OneOf(METRICS)], ...] = Field(description="metrics by kind; default by problem")
-    best: str = Field(description="the metric that decides which checkpoint is best; default by problem")
+    loss: Annotated[Loss, OneOf(LOSSES)] = Field(default_factory=by_problem, description="loss by kind; default by problem")
+    metrics: tuple[Annotated[Metric, OneOf(METRICS)], ...] = Field(default_factory=by_problem, description="metrics by kind; default by problem")
+    best: str = Field(default_factory=by_problem, description="the metric that decides which checkpoint is best; default by problem")
 
     @model_validator(mode="before")
     @classmethod

@@ -35,6 +35,10 @@ class Tracker(Component):
         """
         raise NotImplementedError
 
+    def problems(self) -> list[str]:
+        """What keeps it from working at all, such as a missing package; asked before anything is written."""
+        return []
+
 
 @final
 class Trackers(Sink):

@@ -16,19 +16,27 @@ from jaxtune.core.redact import redact
 from jaxtune.tracking.base import Sink, Tracker
 
 
+MISSING = 'tracking: kind tensorboard needs the package tensorboardX; install it with: pip install "jaxtune[track]"'
+
+
 class TensorBoard(Tracker):
     """Writes event files for TensorBoard: `tensorboard --logdir runs`."""
 
     subfolder: str = Field(default="tensorboard", description="where the event files go, inside the run folder")
     flush_seconds: int = Field(default=30, ge=1, description="how often numbers reach the disk")
 
+    def problems(self) -> list[str]:
+        try:
+            import tensorboardX  # noqa: F401
+        except ImportError:
+            return [MISSING]
+        return []
+
     def open(self, folder: Path, experiment: Mapping[str, Any], step: int = 0) -> Sink:
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
-            raise ConfigError(
-                'tracking: kind tensorboard needs the package tensorboardX; install it with: pip install "jaxtune[track]"'
-            ) from error
+            raise ConfigError(MISSING) from error
         writer = SummaryWriter(str(folder / self.subfolder), purge_step=step + 1 if step else None, flush_secs=self.flush_seconds)
         text = redact(json.dumps(plain(experiment), indent=2, ensure_ascii=False))
         writer.add_text("experiment", "\n".join("    " + line for line in text.splitlines()), step)  # indented: shown as it is

@@ -93,7 +93,7 @@ class Progress:
 
     def next_phase(self) -> None:
         self.phase, self.phase_step, self.rules, self.ending = self.phase + 1, 0, [], ""
-        self.skipped = 0
+        self.rate_scale, self.skipped = 1.0, 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -167,21 +167,23 @@ def train_phase(
             state, report = program(state, batch.arrays, scalars)
         progress.step, progress.phase_step = progress.step + 1, progress.phase_step + 1
         if pending is not None:
-            yield meter.read(pending, schedule.skip_limit), state
+            yield meter.read(pending), state
+            meter.stop_if_diverged(schedule.skip_limit)
         pending = Pending(progress.step, batch, report, rate_of(host), compiled)
 
         last = progress.phase_step >= schedule.steps
         evaluating = evaluate is not None and (last or due(progress.phase_step, schedule.evaluate_every))
         reason = interrupted(progress.step)
         saving = save is not None and (last or reason is not None or due(progress.phase_step, schedule.save_every))
-        if not (evaluating or saving or last):
+        if not (evaluating or saving or last or reason is not None):
             meter.restart()
             continue
 
         # From here on the device is idle anyway. The step's own row goes out before the checkpoint that makes it final.
-        told = meter.read(pending, schedule.skip_limit)
+        told = meter.read(pending)
         pending = None
         yield told, state
+        meter.stop_if_diverged(schedule.skip_limit)
         metric: float | None = None
         decision: Decision = Continue()
         if evaluating:
@@ -194,10 +196,9 @@ def train_phase(
                 progress.best, progress.best_step = metric, progress.step
             yield Evaluated(progress.step, metrics, is_best, time.perf_counter() - start), state
             decision = decide(rules, progress, goal, metrics, told.loss)
-            saving = save is not None and (saving or is_best)
+            saving = saving or is_best
         progress.note(decision, last)
-        if saving:
-            assert save is not None
+        if save is not None and (saving or progress.ending in ("phase", "run")):
             start = time.perf_counter()
             save(state, progress, metric)
             yield Saved(progress.step, time.perf_counter() - start), state
@@ -209,7 +210,8 @@ def train_phase(
             return
         meter.restart()
     if pending is not None:
-        yield meter.read(pending, schedule.skip_limit), state
+        yield meter.read(pending), state
+        meter.stop_if_diverged(schedule.skip_limit)
     if progress.phase_step < schedule.steps:
         raise DataError(f"the batches ended after step {progress.phase_step} of {schedule.steps}; give more of them, or train fewer steps")
 
@@ -231,37 +233,44 @@ class Meter:
     def __init__(self, batches: Any, progress: Progress):
         self.batches, self.progress = batches, progress
         self.clock, self.waited = time.perf_counter(), 0.0
+        self.latest: Pending | None = None
+        self.skipped_in_a_row = 0
 
     def restart(self) -> None:
         """The next step's time begins now, after whatever stood between."""
         self.clock = time.perf_counter()
 
-    def read(self, pending: Pending, skip_limit: int) -> Stepped:
-        """Fetches the numbers; by now the device has usually finished the step.
-
-        Raises:
-            DivergedError: `skip_limit` steps in a row were not finite.
-        """
+    def read(self, pending: Pending) -> Stepped:
+        """Fetches the numbers; by now the device has usually finished the step."""
         numbers = jax.device_get(pending.report)
         now, waited = time.perf_counter(), getattr(self.batches, "wait_seconds", 0.0)
         seconds, wait = now - self.clock, waited - self.waited
         self.clock, self.waited = now, waited
         self.progress.seconds += seconds
-        loss, batch = numbers["loss"], pending.batch
-        skipped = int(numbers["skipped_in_a_row"])
         self.progress.skipped += int(not numbers["finite"])
-        if skipped >= skip_limit:
-            rows = [int(i) for i in batch.ids if i >= 0][:16]
-            raise DivergedError(
-                f"loss or gradients were not finite in {skipped} steps in a row, up to step {pending.step} (rate {pending.rate:.3g}); the parameters "
-                f"are those before. The last batch held the examples {rows}. Lower the rate, lengthen the warm-up, clip (optimizer.clip_norm) "
-                "or look at these rows"
-            )
+        self.latest, self.skipped_in_a_row = pending, int(numbers["skipped_in_a_row"])
+        loss, batch = numbers["loss"], pending.batch
         mean = float(loss.total) / float(loss.weight) if float(loss.weight) > 0 else math.nan
         return Stepped(
             pending.step, mean, pending.rate, float(numbers["gradient_norm"]), bool(numbers["finite"]), batch.examples, batch.tokens,
             seconds, wait, pending.compiled,
         )  # fmt: skip
+
+    def stop_if_diverged(self, skip_limit: int) -> None:
+        """After the latest step has been told, so that its row is written and whoever listens holds a state that is still valid.
+
+        Raises:
+            DivergedError: `skip_limit` steps in a row were not finite.
+        """
+        if self.skipped_in_a_row < skip_limit:
+            return
+        assert self.latest is not None
+        rows = [int(i) for i in self.latest.batch.ids if i >= 0][:16]
+        raise DivergedError(
+            f"loss or gradients were not finite in {self.skipped_in_a_row} steps in a row, up to step {self.latest.step} (rate "
+            f"{self.latest.rate:.3g}); the parameters are those before. The last batch held the examples {rows}. Lower the rate, lengthen "
+            "the warm-up, clip (optimizer.clip_norm) or look at these rows"
+        )
 
 
 def due(step: int, every: int | None) -> bool:

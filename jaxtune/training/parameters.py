@@ -40,16 +40,16 @@ class Selection:
         return found.pop()
 
 
-def choose(params: Mapping[str, jax.ShapeDtypeStruct], patterns: Sequence[str]) -> Selection:
-    """Reads the patterns of a phase against the model's parameters.
+def choose(params: Mapping[str, jax.ShapeDtypeStruct], patterns: Sequence[str], what: str = "phases.train") -> Selection:
+    """Reads the patterns of a phase against the model's parameters; `what` is the setting that holds them, for messages.
 
     Raises:
         ConfigError: a pattern matches nothing, or nothing is left to train.
     """
     sizes = {name: shape.size // len(stack.names(key)) for key, shape in params.items() for name in stack.names(key)}
-    chosen = frozenset(select(tuple(sizes), patterns, "phases.train: pattern"))
+    chosen = frozenset(select(tuple(sizes), patterns, f"{what}: pattern"))
     if not chosen:
-        raise ConfigError(f"phases.train: {', '.join(patterns)} leaves no parameter to train; expected at least one")
+        raise ConfigError(f"{what}: {', '.join(patterns)} leaves no parameter to train; expected at least one")
     total = sum(sizes.values())
     rows: list[Row] = []
     told: set[str] = set()

@@ -91,29 +91,22 @@ def build_stage(
     variables = recut_params(variables, blueprint.others, placed)
     trainable = [key for key in blueprint.params if selection.trains(key)]
     transform, host = recipe(optimizer, groups(trainable, optimizer) if isinstance(optimizer, Optimizer) else None, steps)
-    scales = (
-        rate_scales(trainable, optimizer, depth.layer_of, depth.layers)
-        if isinstance(optimizer, Optimizer)
-        else {key: np.float32(1.0) for key in trainable}
-    )
+    own_scales = rate_scales(trainable, optimizer, depth.layer_of, depth.layers) if isinstance(optimizer, Optimizer) else None
     dropout = {name: np.float32(value) for name, value in vars(rates or DropoutRates()).items()}
 
     def controls(step: int, rate_scale: float) -> dict[str, Any]:
         return {
             "optimizer": host(step, rate_scale),
-            "scales": scales,
+            # a plain transformation has its rate inside, so what a stop rule does to the rate is done to its updates
+            "scales": dict.fromkeys(trainable, np.float32(rate_scale)) if own_scales is None else own_scales,
             "dropout": dropout,
             "average": np.float32(average or 0.0),
         }
 
-    state = create(
-        params, variables, selection.trains, transform(host(0, 1.0)), placement, seed=seed, average=average is not None
-    )
+    state = create(params, variables, selection.trains, transform(host(0, 1.0)), placement, seed=seed, average=average is not None)
     if previous is not None:
         state = carry_over(previous, state)
-    function = make_step(
-        blueprint, objective, transform, accumulation=accumulation, dropout=rates is not None, augment=augment
-    )
+    function = make_step(blueprint, objective, transform, accumulation=accumulation, dropout=rates is not None, augment=augment)
     return Stage(blueprint, selection, state, CompiledStep.of(function, state, placement), controls, transform)
 
 

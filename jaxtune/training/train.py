@@ -18,14 +18,15 @@ from flax import nnx
 
 from jaxtune.checkpoint.store import Store
 from jaxtune.core.component import nearest
-from jaxtune.core.errors import ConfigError, DivergedError
+from jaxtune.core.errors import ConfigError, DivergedError, NoCheckpointError
 from jaxtune.models.blueprint import Blueprint
+from jaxtune.models.family import DropoutRates
 from jaxtune.parallel.mesh import Mesh
 from jaxtune.parallel.placement import Placement
 from jaxtune.training.loop import Event, Goal, Progress, Schedule, train_phase
 from jaxtune.training.optimizers.base import Optimizer
 from jaxtune.training.stage import Stage, build_stage
-from jaxtune.training.state import abstract, from_arrays, to_arrays
+from jaxtune.training.state import TrainState, abstract, from_arrays, to_arrays
 from jaxtune.training.step import Objective
 from jaxtune.training.stopping.base import StopRule
 
@@ -39,7 +40,7 @@ class OnDevice:
     arrays: dict[str, jax.Array]
     examples: int
     tokens: int
-    ids: Sequence[int] = ()
+    ids: Sequence[int] | np.ndarray = ()
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Training:
     stage: Stage
     progress: Progress
     events: Iterator[tuple[Event, Any]]
+    load_best: Callable[[], nnx.Module]
 
     def __iter__(self) -> Iterator[Event]:
         for event, state in self.events:
@@ -60,8 +62,17 @@ class Training:
         """The module with the present parameters."""
         return self.stage.module
 
+    @property
+    def best_module(self) -> nnx.Module:
+        """The module of the best checkpoint.
+
+        Raises:
+            NoCheckpointError: there is none: no `checkpoints`, no `evaluate`, or no evaluation yet.
+        """
+        return self.load_best()
+
     def finish(self) -> nnx.Module:
-        """Trains to the end and returns the module."""
+        """Trains to the end and returns the module as it is then; the best may have been an earlier one."""
         for _ in self:
             pass
         return self.module
@@ -75,11 +86,12 @@ def train(
     optimizer: optax.GradientTransformation | Optimizer,
     steps: int,
     train: Sequence[str] = ("*",),
-    evaluate: Callable[[nnx.Module], Mapping[str, float]] | None = None,
+    evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
     evaluate_every: int | None = None,
     best: tuple[str, str] = ("loss", "min"),
     stopping: Sequence[StopRule] = (),
     accumulation: int = 1,
+    dropout: DropoutRates | None = None,
     mesh: Mesh | None = None,
     shardings: Callable[[str, tuple[int, ...]], Sequence[str | None]] | None = None,
     checkpoints: str | Path | None = None,
@@ -90,10 +102,11 @@ def train(
 
     Args:
         module: any `flax.nnx` module; it is read, not changed.
-        loss: (module, batch, noise) -> Weighted, the batch's loss as a sum and the weight it was taken over; noise is None.
+        loss: (module, batch, noise) -> Weighted, the batch's loss as a sum and the weight it was taken over; noise is a
+            `layers.dropout.Dropout` with the rates of `dropout`, or None without them.
         batches: host batches (dicts of arrays whose first axis is the row), or a function from the number of the first batch to them, which
             makes resume exact without replaying. An `example_id` in them names the rows in messages.
-        optimizer: an optax transformation, or one of jaxtune's.
+        optimizer: an optax transformation, or one of jaxtune's. What a stop rule does to the rate is done to the updates of the former.
         train: patterns of the parameters that train; the others are frozen: no gradient, no optimizer state.
         evaluate: module -> numbers, called every `evaluate_every` steps and at the end.
         best: the number that decides what is best, and "min" or "max".
@@ -102,12 +115,20 @@ def train(
             nothing more, unless it ended with its steps and is now given more of them.
 
     Raises:
-        ConfigError: a pattern matches nothing, or the mesh does not fit the devices.
+        ConfigError: a pattern matches nothing, the mesh does not fit the devices, or a setting would have no effect.
     """
+    problems = []
     if best[1] not in ("min", "max"):
-        raise ConfigError(f'best: found "{best[1]}"; expected ("name", "min") or ("name", "max")')
+        problems.append(f'best: found "{best[1]}"; expected ("name", "min") or ("name", "max")')
     if isinstance(optimizer, Optimizer) and optimizer.layer_decay is not None:
-        raise ConfigError("optimizer.layer_decay: train() does not know the layers of your module; leave it out")
+        problems.append("optimizer.layer_decay: train() does not know the layers of your module; leave it out")
+    if evaluate is None:
+        idle = [name for name, given in (("evaluate_every", evaluate_every), ("stopping", stopping)) if given]
+        problems += [f"{name} has no effect without evaluate; pass a function from the module to numbers" for name in idle]
+    if checkpoints is None and save_every is not None:
+        problems.append("save_every has no effect without checkpoints; pass a folder")
+    if problems:
+        raise ConfigError(problems)
     placement = (mesh or Mesh()).build()
     blueprint, values = Blueprint.split(module)
 
@@ -122,20 +143,23 @@ def train(
     stage = build_stage(
         lambda cuts: lambda: module,
         {key: placed[key] for key in blueprint.params}, {key: placed[key] for key in blueprint.others},
-        place, loss, optimizer, placement, patterns=train, steps=steps, seed=seed, accumulation=accumulation,
+        place, loss, optimizer, placement, patterns=train, steps=steps, seed=seed, accumulation=accumulation, rates=dropout,
     )  # fmt: skip
     progress = Progress()
     store: Store | None = None
     touched = stage.selection.names
 
-    def restore(step: int | None) -> None:
+    def read(step: int | None) -> tuple[TrainState, Mapping[str, Any]]:
         assert store is not None
         found = store.restore(step, abstract(to_arrays(stage.state, touched)))
-        stage.state = from_arrays(stage.state, found.arrays)
-        vars(progress).update(found.meta["progress"])
+        return from_arrays(stage.state, found.arrays), found.meta
+
+    def restore(step: int | None) -> None:
+        stage.state, meta = read(step)
+        vars(progress).update(meta["progress"])
         if progress.phase_step > steps:
             raise ConfigError(f"steps: {checkpoints} holds step {progress.phase_step}, found {steps}; expected more, or another folder")
-        if progress.ending == "phase" and found.meta["steps"] == progress.phase_step < steps:
+        if progress.ending == "phase" and meta["steps"] == progress.phase_step < steps:
             progress.ending = ""
 
     if checkpoints is not None:
@@ -151,15 +175,25 @@ def train(
         assert evaluate is not None
         numbers = evaluate(stage.blueprint.build(state.evaluated, state.variables))
         if best[0] not in numbers:
-            raise ConfigError(f'best: evaluate gives no number "{best[0]}"{nearest(best[0], numbers)} (it gives: {", ".join(sorted(numbers))})')
-        return numbers
+            raise ConfigError(
+                f'best: evaluate gives no number "{best[0]}"{nearest(best[0], numbers)} (it gives: {", ".join(sorted(numbers))})'
+            )
+        return {name: value if np.ndim(value) else float(value) for name, value in numbers.items()}
+
+    def load_best() -> nnx.Module:
+        if store is None or (step := best_of(store)) is None:
+            raise NoCheckpointError("there is no best checkpoint; pass a folder as checkpoints=, and evaluate=")
+        state, _ = read(step)
+        return stage.blueprint.build(state.evaluated, state.variables)
 
     def roll_back() -> None:
         """The best checkpoint again with a lower rate; what the rules remember stays, or they would roll back for ever."""
         if store is None or (step := best_of(store)) is None:
             raise DivergedError("a stop rule goes back to the best checkpoint, but there is none; lower the rate, or pass checkpoints=")
         if isinstance(batches, Iterator):
-            raise ConfigError("batches: an iterator cannot go back with a stop rule; pass a list, or a function of the first batch's number")
+            raise ConfigError(
+                "batches: an iterator cannot go back with a stop rule; pass a list, or a function of the first batch's number"
+            )
         store.delete_after(step)
         rules, rate_scale = progress.rules, progress.rate_scale * progress.rollback_factor
         restore(step)
@@ -179,7 +213,7 @@ def train(
                 save=None if store is None else save,
             )  # fmt: skip
 
-    return Training(stage, progress, closing(events(), store))
+    return Training(stage, progress, closing(events(), store), load_best)
 
 
 def best_of(store: Store) -> int | None:

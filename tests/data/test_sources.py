@@ -187,7 +187,7 @@ def test_json_lines_names_every_bad_line(tmp_path: Path) -> None:
     assert f"{file}, line 2: Expecting value" in message and "line 3: found a list" in message and "line 5: " in message
     assert "line 4" not in message and "\x1b" not in message
     put(file, "nonsense\n" * 13)
-    with pytest.raises(DataError, match=r"line 10: .*\nand 3 more lines\n"):
+    with pytest.raises(DataError, match=r"line 10: .*\nand 3 more lines;"):
         JsonLines(path=str(file)).open()
     put(file, '[{"text": "a"},\n {"text": "b"}]')
     with pytest.raises(DataError, match="jq -c"):

@@ -79,7 +79,7 @@ class MadeRun:
                 "name": "made",
                 "model": {"base": self.base},
                 "task": {"kind": f"{self.domain}_classification", "problem": self.problem},
-                "data": {"source": {"kind": "text_folder", "path": "somewhere"}, "split": {"kind": "random", "validation": 0.1, "test": 0.1}, "batch_size": 8},
+                "data": {"source": {"kind": "text_folder", "path": "somewhere"}, "split": {"kind": "random"}, "batch_size": 8},
                 "phases": phases,
             }
         )
@@ -105,7 +105,7 @@ class MadeRun:
             rows.append(
                 {
                     "step": step, "split": "train", "loss": 1.6 * math.exp(-3 * done) + 0.1 + noise * (1.2 - done), "learning_rate": 1e-4 * (1 - done),
-                    "examples": 8, "tokens": 500, "seconds": 2.0, "wait_seconds": 0.5, "compiled": step == 1, "time": START + 3 * step,
+                    "examples": 8, "tokens": 500, "seconds": 2.0, "wait_seconds": 0.5, "compiled": step == 1, "time": START + 20 + 3 * step,
                 }
             )  # fmt: skip
             if "validation" in self.splits and step % max(1, self.steps // 12) == 0:
@@ -114,7 +114,7 @@ class MadeRun:
                 numbers = {name: level for name, value in self.metrics["validation"].items() if not isinstance(value, list)}
                 rows.append(
                     {"step": step, "split": "validation", **numbers, "loss": 1.7 * math.exp(-2.4 * done) + 0.25, "f1_per_class": each,
-                     "best": step <= self.best_step, "time": START + 3 * step + 1.0}
+                     "best": step <= self.best_step, "time": START + 21 + 3 * step}
                 )  # fmt: skip
         return rows
 
@@ -122,13 +122,11 @@ class MadeRun:
         found = []
         for number in range(self.phases):
             whole = number + 1 == self.phases
-            table = [{"pattern": "*" if whole else "head.*", "arrays": 10 if whole else 2, "parameters": 1000 if whole else 10, "share": 1.0 if whole else 0.01, "trains": True}]
-            if not whole:
-                table.append({"pattern": "(frozen)", "arrays": 8, "parameters": 990, "share": 0.99, "trains": False})
+            table = [trained("*", 10, 1000)] if whole else [trained("head.*", 2, 10), {**trained("(frozen)", 8, 990), "trains": False}]
             step = number * self.steps // self.phases
-            found.append({"time": moment(3 * step), "event": "phase", "step": step, "phase": number, "table": table})
-        found.append({"time": moment(1), "event": "compiled", "seconds": 4.0})
-        found.append({"time": moment(2), "event": "saving", "step": 5, "stall_seconds": 0.25})
+            found.append({"time": moment(20 + 3 * step), "event": "phase", "step": step, "phase": number, "table": table})
+        found.append({"time": moment(19), "event": "compiled", "seconds": 4.0})
+        found.append({"time": moment(40), "event": "saving", "step": 5, "stall_seconds": 0.25})
         return found
 
     def measure(self) -> None:
@@ -149,7 +147,7 @@ class MadeRun:
                 target = self.random.random((len(ids), classes)) < 0.3
                 p = 1 / (1 + np.exp(-(logits + 3 * target - 1.5)))
                 loss = -np.where(target, np.log(p), np.log1p(-p)).mean(1)
-                self.remember(ids, ["|".join(self.names[i] for i in np.flatnonzero(row)) for row in target], total)
+                self.remember(ids, [[self.names[i] for i in np.flatnonzero(row)] for row in target], total)
                 self.metrics[split] = {"loss": loss.mean(), "accuracy": (target == (p > 0.5)).all(1).mean(), "f1": f1(target, p > 0.5)}
             else:
                 true = self.random.normal(20, 6, len(ids))
@@ -168,6 +166,11 @@ class MadeRun:
             self.truth = [labels[0]] * total
         for i, label in zip(ids, labels, strict=True):
             self.truth[i] = label
+
+
+def trained(pattern: str, arrays: int, parameters: int) -> dict[str, Any]:
+    """A line of the table of what trains, of 1000 parameters."""
+    return {"pattern": pattern, "arrays": arrays, "parameters": parameters, "share": parameters / 1000, "trains": True}
 
 
 def f1(truth: np.ndarray, answer: np.ndarray) -> float:

@@ -41,12 +41,11 @@ def test_missing_and_extra_tensors_are_all_named(tmp_path: Path) -> None:
     folder = changed_copy("bert", tmp_path / "m", change)
     with pytest.raises(ModelError) as caught:
         cases.load_folder(folder, 3)
-    assert sorted(caught.value.problems[1:]) == [
+    assert [problem.removeprefix(f"{folder}: ") for problem in sorted(caught.value.problems)] == [
         "parameter embeddings.norm.scale has no tensor bert.embeddings.LayerNorm.weight in the checkpoint",
         "parameter layers.1.down.bias has no tensor bert.encoder.layer.1.output.dense.bias in the checkpoint",
         "tensor bert.encoder.layer.0.adapter.weight [2, 3] belongs to no parameter",
     ]
-    assert caught.value.problems[0] == f"{folder}: 3 mismatch(es) between checkpoint and bert:"
 
 
 def test_a_layer_beyond_the_config_is_an_extra_tensor(tmp_path: Path) -> None:
@@ -58,9 +57,9 @@ def test_shapes_are_judged_from_the_headers(tmp_path: Path) -> None:
     folder = changed_copy("bert", tmp_path / "m", intermediate_size=48)
     with pytest.raises(ModelError) as caught:
         cases.load_folder(folder, 3)
-    assert len(caught.value.problems) == 1 + 9  # three layers; up's kernel and bias and down's kernel
+    assert len(caught.value.problems) == 9  # three layers; up's kernel and bias and down's kernel
     assert (
-        "tensor bert.encoder.layer.2.output.dense.weight [32, 40] does not fit parameter layers.2.down.kernel [48, 32] "
+        f"{folder}: tensor bert.encoder.layer.2.output.dense.weight [32, 40] does not fit parameter layers.2.down.kernel [48, 32] "
         "by 'embed mlp -> mlp embed'; config.json and the weights disagree"
     ) in caught.value.problems
 

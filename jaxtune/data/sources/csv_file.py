@@ -139,7 +139,7 @@ def _scan(path: Path, options: CsvFile) -> CsvRecords:
                 spans.append((start, lines.end - start))
     if problems:
         more = [f"and {bad - NAMED} more rows"] if bad > NAMED else []
-        raise DataError("\n".join([*problems, *more, "correct these rows, or set delimiter, columns or numbers to what the file holds"]))
+        raise DataError("\n".join([*problems, *more]) + "; correct these rows, or set delimiter, columns or numbers to what the file holds")
     if not spans:
         raise DataError(
             f"{path}: expected rows of a table, found {'only a header line' if columns and options.columns is None else 'none'}"

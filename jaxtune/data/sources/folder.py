@@ -48,7 +48,7 @@ def labelled_files(root: Path, wanted: Callable[[Path], bool], expected: str) ->
             )
             empty.append(f"{folder}: expected {expected}, found {kinds or 'no files'}")
     if empty:
-        raise DataError("\n".join([*empty, "move these folders away, or put files of their label into them"]))
+        raise DataError("\n".join(empty) + "; move these folders away, or put files of their label into them")
     return files
 
 

@@ -102,7 +102,7 @@ def _scan(path: Path, encoding: str | tuple[str, ...], errors: str) -> JsonLineR
         with path.open("rb") as file:
             array = file.read(64).lstrip().startswith(b"[")
         remedy = f"it looks like one JSON list, convert it: jq -c '.[]' {path} > NEW.jsonl" if array else "correct or remove these lines"
-        raise DataError("\n".join([*problems, *more, f"expected one JSON object per line; {remedy}"]))
+        raise DataError("\n".join([*problems, *more]) + f"; expected one JSON object per line; {remedy}")
     if not spans:
         raise DataError(f"{path}: expected one JSON object per line, found no lines")
     return JsonLineRecords(path, np.array(spans, np.int64), tuple(fields), encoding, errors)
@@ -116,7 +116,7 @@ def _object(raw: bytes, encoding: str | tuple[str, ...], errors: str, where: str
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f'{where}: {error.msg} at column {error.colno} (found "{printable(text)}")') from error
+        raise DataError(f'{where}: {error.msg.removesuffix(' at')} at column {error.colno} (found "{printable(text)}")') from error
     except RecursionError as error:
         raise DataError(f"{where}: nested too deeply") from error
     if not isinstance(value, dict):

@@ -72,7 +72,8 @@ def _matrix(outcomes: Outcomes) -> dict[str, Any]:
     names = [outcomes.shown[c] for c in chosen]
     counts = confusion_matrix(outcomes, chosen)
     cells = [[(int(n), float(n / whole)) for n in row] for row, whole in zip(counts, support, strict=True)]
-    return {"names": names, "rows": list(zip(names, cells, strict=True)), "left_out": outcomes.classes - len(chosen)}
+    rows = list(zip(names, cells, strict=True))
+    return {"names": names, "rows": rows, "left_out": outcomes.classes - len(chosen), "short": all(len(name) <= 4 for name in names)}
 
 
 def _confused(outcomes: Outcomes) -> list[dict[str, Any]]:

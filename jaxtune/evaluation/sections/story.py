@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,8 @@ def _happened(record: RunRecord) -> list[tuple[int, str]]:
     for event in record.events:
         kind, step = event["event"], event.get("step", 0)
         if kind == "decision":
-            lines.append((step, f"{_DECISIONS.get(event['decision'], event['decision'])}: {printable(event.get('reason', ''), 300)}"))
+            what = _DECISIONS.get(event["decision"]) or printable(event["decision"])
+            lines.append((step, f"{what}: {printable(event.get('reason', ''), 300)}"))
         elif kind == "rolled_back":
             lines.append((step, f"went back to step {event['to']}; from there the learning rate is multiplied by {event['rate_scale']:g}"))
         elif kind == "resumed":
@@ -154,5 +156,10 @@ def _reproduce(record: RunRecord) -> dict[str, Any]:
         "command": shlex.join(["jaxtune", *first["command"][1:]]) if first.get("command") else "",
         "rows": [(name, str(value)) for name, value in rows.items() if value not in (None, "")],
         "versions": last.get("versions", {}),
-        "yaml": record.resolved_text,
+        "yaml": _visible(record.resolved_text),
     }
+
+
+def _visible(text: str) -> str:
+    """Characters that would turn the direction of a line or hide in it, as the numbers they are."""
+    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in ("Cc", "Cf") and c != "\n" else c for c in text)
