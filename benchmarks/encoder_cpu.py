@@ -18,18 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-HERE = Path(__file__).parent
-PHASES = ("steps", "epochs", "anatomy")
-
 import numpy as np
-
 from encoder import report
 from encoder.job import Job, write_splits
+
+HERE = Path(__file__).parent
+PHASES = ("steps", "epochs", "anatomy")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", default=["16x256", "32x256", "16x128", "32x128"], metavar="ROWSxTOKENS", help="of the bare steps")
     parser.add_argument("--epoch-size", default="32x256", metavar="ROWSxTOKENS")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--keras-rounds", type=int, help="Keras Hub takes several times as long; default: as the others")
+    parser.add_argument("--once", nargs="+", default=[], help="variants measured in the first round only, by the beginning of their names")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a round")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before them")
     parser.add_argument("--epochs", type=int, default=2)
@@ -92,13 +91,14 @@ class Bench:
 
     @property
     def variants(self) -> list[Variant]:
-        return [v for v in VARIANTS if self.pythons[v.side] and not any(v.name.startswith(skipped) for skipped in self.options.skip)]
+        return [v for v in VARIANTS if self.pythons[v.side] and not starts(v.name, self.options.skip)]
 
     def prepare(self) -> None:
         """Token ids once per length limit, and the checkpoint where Keras can read it without further packages."""
         from encoder.run_jaxtune import encoded, experiment_of
-        from jaxtune.prepare import prepare
         from safetensors.numpy import load_file
+
+        from jaxtune.prepare import prepare
 
         for tokens in sorted({size_of(size)[1] for size in (*self.options.sizes, self.options.epoch_size)}):
             prepared = prepare(experiment_of(batch=32, max_tokens=tokens), cache=self.folder / "data")
@@ -150,23 +150,23 @@ class Bench:
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"), "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "2",
         }  # fmt: skip
 
-    def steps(self, size: str) -> dict[str, Any]:
-        """Rounds of every variant, there and back again."""
+    def steps(self, size: str) -> Iterator[dict[str, Any]]:
+        """Rounds of every variant, there and back again; what is known after each round."""
         found: dict[str, list[Any]] = {variant.name: [] for variant in self.variants}
         for number in range(self.options.rounds):
             order = self.variants if number % 2 == 0 else self.variants[::-1]
             for variant in order:
-                few = self.options.keras_rounds
-                if variant.side == "keras-hub" and few is not None and number >= few:
+                if number and starts(variant.name, self.options.once):
                     continue
                 outcome = self.run(variant, "steps", size)
                 if outcome is not None:
                     found[variant.name].append(outcome)
-        rows, warm_up = size_of(size)[0], self.options.warm_up
-        summary = {name: report.steps_summary(outcomes, rows, warm_up) for name, outcomes in found.items() if outcomes}
-        return {"variants": summary, "ratios": report.ratios(summary)}
+            rows, warm_up = size_of(size)[0], self.options.warm_up
+            summary = {name: report.steps_summary(outcomes, rows, warm_up) for name, outcomes in found.items() if outcomes}
+            yield {"variants": summary, "ratios": report.ratios(summary)}
 
-    def epochs(self, size: str, fastest: list[str]) -> dict[str, Any]:
+    def epochs(self, size: str, fastest: list[str]) -> Iterator[dict[str, Any]]:
+        """One variant after the other; what is known after each."""
         rows, tokens = size_of(size)
         wanted = fastest if self.options.epoch_variants == ["best"] else self.options.epoch_variants
         summary = {}
@@ -175,7 +175,11 @@ class Bench:
                 outcome = self.run(variant, "epochs", size)
                 if outcome is not None:
                     summary[variant.name] = report.epochs_summary(outcome, self.rows[tokens], rows)
-        return {"size": size, "rows": self.rows[tokens], "variants": summary, "ratios": report.ratios(summary)}
+                yield {"size": size, "rows": self.rows[tokens], "variants": summary, "ratios": report.ratios(summary)}
+
+
+def starts(name: str, beginnings: list[str]) -> bool:
+    return any(name.startswith(beginning) for beginning in beginnings)
 
 
 def size_of(size: str) -> tuple[int, int]:
@@ -222,21 +226,30 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def commit() -> str | None:
+    """Of the sources; with "+" when files differ from it."""
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
 def main() -> None:
     options = parse()
+    os.environ["JAX_PLATFORMS"] = "cpu"
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     settings = {name: value for name, value in vars(options).items() if name not in ("json", "torch_python", "keras_python")}
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": machine(), "settings": settings,
-        "load_before": os.getloadavg(), "versions": {}, "steps": {}, "epochs": {}, "anatomy": {}, "failures": [],
+        "commit": commit(), "load_before": os.getloadavg(), "versions": {}, "steps": {}, "epochs": {}, "anatomy": {}, "failures": [],
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="encoder_cpu_") as folder:
         bench = Bench(options, Path(folder))
         bench.prepare()
         if "steps" in options.only:
             for size in options.sizes:
-                result["steps"][size] = bench.steps(size)
-                save(options.json, result, bench)
+                for found in bench.steps(size):
+                    result["steps"][size] = found
+                    save(options.json, result, bench)
         if "anatomy" in options.only:
             for variant in (v for v in bench.variants if v.side == "jaxtune"):
                 outcome = bench.run(variant, "anatomy", options.sizes[0])
@@ -245,7 +258,9 @@ def main() -> None:
         if "epochs" in options.only:
             known = result["steps"].get(options.epoch_size) or next(iter(result["steps"].values()), {"variants": {}})
             best = [report.fastest(known["variants"], side) or f"{side} bfloat16" for side in RUNNERS]
-            result["epochs"] = bench.epochs(options.epoch_size, best)
+            for found in bench.epochs(options.epoch_size, best):
+                result["epochs"] = found
+                save(options.json, result, bench)
         save(options.json, result, bench)
     print(report.table(result))
 

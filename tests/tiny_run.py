@@ -6,11 +6,16 @@ weights, skipped steps, early stopping and plateau.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
+import subprocess
 import sys
+import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).resolve().parent
 REFERENCES = TESTS / "references"
@@ -46,8 +51,8 @@ phases:
   - train: ["*", "!embeddings.*", "embeddings.token.*"]
     epochs: 9
     average: 0.7
-    optimizer: {kind: adamw, weight_decay: 0.01, layer_decay: 0.9, schedule: {kind: cosine, peak: 5.0e-3, warmup: 0.1}}
-    stopping: [{kind: early_stopping, patience: 3}, {kind: plateau, patience: 2}]
+    optimizer: {kind: adamw, weight_decay: 0.01, layer_decay: 0.9, schedule: {kind: cosine, peak: 3.0e-3, warmup: 0.1}}
+    stopping: [{kind: early_stopping, patience: 4}, {kind: plateau, patience: 3}]
 evaluation: {every_steps: 3}
 checkpoint: {every_steps: 4}
 """
@@ -74,23 +79,62 @@ def write_model(folder: Path, name: str = "bert") -> Path:
 
 
 def write_corpus(folder: Path, each: int = 40) -> Path:
-    """A text folder of three topics; every second word or so belongs to the topic, all others to none."""
+    """A text folder of three topics; most words belong to the topic, the others to none."""
     dice = random.Random(0)
     for label, own in LABELS.items():
         (folder / label).mkdir(parents=True)
         for number in range(each):
-            words = [dice.choice(own if dice.random() < 0.45 else OTHER_WORDS) for _ in range(dice.randint(3, 18))]
+            words = [dice.choice(own if dice.random() < 0.6 else OTHER_WORDS) for _ in range(dice.randint(3, 18))]
             (folder / label / f"{number:02}.txt").write_text(" ".join(words))
     return folder
+
+
+def copy(folder: Path, to: Path) -> Path:
+    """An experiment with its runs, to be changed."""
+    shutil.copytree(folder, to)
+    return to
 
 
 def environment(devices: int = 1) -> dict[str, str]:
     """For commands in a process of their own: CPU, as many devices as wanted, compiled programs kept in the checkout."""
     flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
-    keep = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "COLUMNS")}
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "COLUMNS")}
     ours = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAXTUNE_CACHE": str(CACHE), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(TESTS.parent)}
-    return {**keep, **ours}
+    return {**kept, **ours}
 
 
 def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "jaxtune", *map(str, words)]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+    processor_seconds: float
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Done:
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The one JSON object on stdout."""
+        return json.loads(self.stdout)
+
+
+def run(*words: object, folder: Path, devices: int = 1) -> Done:
+    """`jaxtune WORDS` in a process of its own, in `folder`."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command(*words), cwd=folder, env=environment(devices), stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        return Done(process.returncode, out.read(), err.read(), usage.ru_utime + usage.ru_stime)

@@ -12,8 +12,8 @@ from statistics import median
 from typing import Any
 
 import jax
-
 from encoder.job import Job
+
 from jaxtune.data.pipeline import batches
 from jaxtune.recorder import Recorder
 from jaxtune.run import Goal, ignore, open_store

@@ -101,15 +101,18 @@ class Marks:
     """The clock of one training; `start` when model and data are in memory, `step` at the end of every optimizer step."""
 
     began: float = 0.0
+    cpu: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
     compiled: list[bool] = field(default_factory=list)
     epochs: list[float] = field(default_factory=list)
 
     def start(self) -> None:
         self.began = time.perf_counter()
+        self.cpu = [time.process_time()]
 
     def step(self, compiled: bool = False) -> None:
         self.ends.append(time.perf_counter() - self.began)
+        self.cpu.append(time.process_time())
         self.compiled.append(compiled)
 
     def epoch(self) -> None:
@@ -117,9 +120,10 @@ class Marks:
         self.epochs.append(self.ends[-1])
 
     def outcome(self) -> dict[str, Any]:
-        """Seconds of every step, whether something was compiled in it, seconds of every whole epoch."""
+        """Seconds (and CPU seconds of all threads) of every step, whether something was compiled in it, seconds of every whole epoch."""
         return {
             "step_seconds": np.diff([0.0, *self.ends]).round(5).tolist(),
+            "cpu_seconds": np.diff(self.cpu).round(5).tolist(),
             "compiled": self.compiled,
             "epoch_seconds": np.diff([0.0, *self.epochs]).round(4).tolist(),
         }

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 Outcome = Mapping[str, Any]
+BUSY = 0.1  # share of the machine for others from which on times are not to be believed
 
 
-def steady(outcome: Outcome, warm_up: int) -> list[float]:
+def steady(outcome: Outcome, warm_up: int, clock: str = "step_seconds") -> list[float]:
     """Seconds of the steps after warm-up in which nothing was compiled."""
-    pairs = zip(outcome["step_seconds"], outcome["compiled"], strict=True)
+    pairs = zip(outcome[clock], outcome["compiled"], strict=True)
     return [seconds for number, (seconds, compiled) in enumerate(pairs) if number >= warm_up and not compiled]
 
 
@@ -33,6 +34,7 @@ def steps_summary(rounds: Sequence[Outcome], batch: int, warm_up: int) -> dict[s
         "step_seconds_p10": round(float(low), 4),
         "step_seconds_p90": round(float(high), 4),
         "step_seconds_min": round(float(every.min()), 4),
+        "cpu_seconds": round(median(s for outcome in rounds for s in steady(outcome, warm_up, "cpu_seconds")), 4),
         "rounds": [round(median(found), 4) for found in each],
         "timed_steps": len(every),
         "examples_per_second": round(batch / float(np.median(every)), 3),
@@ -83,6 +85,8 @@ def ratios(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if "rounds" in found[mine]:
             each = [b / a for a, b in zip(found[mine]["rounds"], found[theirs]["rounds"], strict=False)]
             out[name]["rounds"] = [round(value, 2) for value in each]
+            out[name]["by_fastest_step"] = round(found[theirs]["step_seconds_min"] / found[mine]["step_seconds_min"], 2)
+            out[name]["by_cpu_seconds"] = round(found[theirs]["cpu_seconds"] / found[mine]["cpu_seconds"], 2)
     return out
 
 
@@ -90,10 +94,10 @@ def table(report: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for size, found in report["steps"].items():
         lines.append(f"\none step, {size} (rows x tokens, no padding), median over rounds")
-        lines.append(f"  {'':34}{'seconds':>9}{'p10-p90':>15}{'examples/s':>12}{'compile s':>11}{'peak GiB':>10}{'others':>8}")
+        lines.append(f"  {'':34}{'seconds':>9}{'p10-p90':>15}{'CPU s':>8}{'examples/s':>12}{'compile s':>11}{'peak GiB':>10}{'others':>8}")
         for name, row in found["variants"].items():
             spread = f"{row['step_seconds_p10']:.2f}-{row['step_seconds_p90']:.2f}"
-            numbers = f"{row['step_seconds']:9.3f}{spread:>15}{row['examples_per_second']:12.2f}"
+            numbers = f"{row['step_seconds']:9.3f}{spread:>15}{row['cpu_seconds']:8.2f}{row['examples_per_second']:12.2f}"
             lines.append(f"  {name:34}{numbers}{row['compile_seconds']:11.1f}{row['peak_gib']:10.2f}{share(row['others_share']):>8}")
         lines += ratio_lines(found["ratios"])
     epochs = report.get("epochs")
@@ -109,14 +113,27 @@ def table(report: Mapping[str, Any]) -> str:
         parts = ", ".join(f"{part} {ms:.2f}" for part, ms in found["host_parts_ms"].items())
         lines.append(f"\n{name}: program alone {found['program_ms']:.0f} ms, through the loop {found['loop_ms']:.0f} ms")
         lines.append(f"  data wait {found['data_wait_share']:.2%}; host parts at most {found['main_thread_share']:.2%} of a step (ms: {parts})")
+    if busiest(report) > BUSY:
+        lines.append(f"\nOther processes had up to {busiest(report):.0%} of the machine: these numbers are no measurement, run it again on a quiet one.")
     lines += [f"\nfailed: {failure['job']}: {failure['error']}" for failure in report["failures"]]
     return "\n".join(lines)
+
+
+def busiest(report: Mapping[str, Any]) -> float:
+    """The largest share of the machine that others had during a job."""
+    rows = [row for found in report["steps"].values() for row in found["variants"].values()]
+    values = [value for row in rows for value in row["others_share"]]
+    values += [row["others_share"] for row in (report["epochs"] or {"variants": {}})["variants"].values()]
+    return max((value for value in values if value is not None), default=0.0)
 
 
 def ratio_lines(found: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, row in found.items():
-        rounds = f"  (rounds {', '.join(f'{value:.2f}' for value in row['rounds'])})" if row.get("rounds") else ""
+        rounds = ""
+        if "rounds" in row:
+            each = ", ".join(f"{value:.2f}" for value in row["rounds"])
+            rounds = f"  (rounds {each}; fastest steps {row['by_fastest_step']:.2f}, CPU seconds {row['by_cpu_seconds']:.2f})"
         lines.append(f"  {name}: {row['ratio']:.2f} x{rounds}  [{row['between'][0]} : {row['between'][1]}]")
     return lines
 

@@ -1,24 +1,28 @@
-"""jaxtune's side: `jaxtune.run` for whole trainings; for bare steps the same run on a session whose training split is full rows."""
+"""jaxtune's side: `jaxtune.run` for whole trainings; for bare steps the run's parts on a session whose training split is full rows."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jaxtune
 from encoder.job import Job, Marks, Split, read_splits, versions
+
+import jaxtune
 from jaxtune.experiment import Experiment
 from jaxtune.parallel import hosts
 from jaxtune.prepare import Prepared, prepare
-from jaxtune.recorder import PhaseStarted
-from jaxtune.run import execute
+from jaxtune.recorder import PhaseStarted, Recorder
+from jaxtune.run import begin, open_store, train_one
 from jaxtune.run_folder import RunFolder
 from jaxtune.session import Session
-from jaxtune.training.loop import Stepped
+from jaxtune.training.loop import Goal, Stepped
+from jaxtune.training.signals import Signals
+from jaxtune.training.watchdog import Watchdog
 
 EXPERIMENT = Path(__file__).parent / "experiment.yaml"
 
@@ -68,6 +72,23 @@ def check_same(job: Job, prepared: Prepared) -> None:
     assert same, f"{job.data} does not hold what jaxtune encodes: make it anew"
 
 
+def bare_steps(session: Session, folder: Path, watch: Callable[[Any], None]) -> dict[str, float]:
+    """The training part of a run, with its checkpoint, rows and watchdog, without what comes after the last step."""
+    experiment = session.prepared.experiment
+    goal = Goal(session.prepared.task.best, session.prepared.task.higher_is_better)
+    with (
+        RunFolder.create(folder, experiment.name) as run_folder,
+        open_store(experiment, run_folder, goal) as store,
+        Signals() as signals,
+        Watchdog(run_folder.path) as watchdog,
+        Recorder(run_folder, experiment, store, watch) as recorder,
+    ):
+        stage, progress = begin(session, store, recorder, watchdog)
+        train_one(session, stage, store, progress, goal, signals, watchdog, recorder)
+        store.wait()
+        return recorder.speed(progress)
+
+
 def main() -> None:
     job = Job.read()
     marks, folder, experiment = Marks(), Path(job.folder), of_job(job)
@@ -96,9 +117,7 @@ def main() -> None:
 
             outcome["anatomy"] = anatomy(session, job, folder)
         else:
-            with RunFolder.create(folder, experiment.name) as run_folder:
-                result = execute(session, run_folder, watch)
-            outcome["told"] = {"compile_seconds": result.numbers["compile_seconds"], "data_wait_share": result.numbers["data_wait_share"]}
+            outcome["told"] = bare_steps(session, folder, watch)
     job.finish({**outcome, **marks.outcome(), "versions": versions("jaxtune", "jax", "jaxlib", "flax", "optax", "numpy")})
 
 

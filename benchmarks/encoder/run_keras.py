@@ -15,7 +15,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import keras
 import keras_hub
 import numpy as np
-
 from encoder.job import Job, Marks, Split, read_splits, versions
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from encoder.job import Job, Marks, Split, read_splits, versions
 from torch._dynamo.utils import counters
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,8 +18,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-
-from encoder.job import Job, Marks, Split, read_splits, versions
 
 
 class Rows(torch.utils.data.Dataset):

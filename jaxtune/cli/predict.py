@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxtune.api import load_model, open_records, predict_records
 from jaxtune.cli.output import Output
-from jaxtune.core.errors import ConfigError
+from jaxtune.core.errors import ConfigError, DiskError
 from jaxtune.core.files import plain
 from jaxtune.evaluation.predictions import predictions_table
 
@@ -24,6 +24,8 @@ def run(output: Output, run_folder: Path, source: str, out: Path) -> dict[str, A
         raise ConfigError(f'-o {out}: found suffix "{out.suffix}"; expected one of {", ".join(WRITERS)}')
     if out.exists():
         raise ConfigError(f"-o {out}: exists; nothing was written. Choose another file or remove it")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"-o {out}: there is no folder {out.parent}; make it, or choose another place")
     loaded = load_model(run_folder)
     records = open_records(loaded, source)
     found = predict_records(loaded, records)
@@ -35,8 +37,12 @@ def run(output: Output, run_folder: Path, source: str, out: Path) -> dict[str, A
             columns[name] = values
     columns |= {name if name not in columns else f"{name} (model)": value for name, value in predictions_table(found, loaded.names, task.problem).items()}
     partial = out.with_name(out.name + ".partial")
-    write(partial, out.suffix, columns)
-    partial.replace(out)
+    try:
+        write(partial, out.suffix, columns)
+        partial.replace(out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DiskError(f"-o {out}: could not be written ({error.strerror}); choose another place") from error
     left_out = len(records) - len(found.ids)
     output.say(f"{out}: {len(found.ids)} rows" + (f", {left_out} left out by transforms or length" if left_out else ""))
     return {"out": str(out), "rows": len(found.ids), "left_out": left_out, "names": list(loaded.names)}

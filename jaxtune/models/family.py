@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 from flax import nnx
+from pydantic_core import PydanticCustomError
 
-from jaxtune.core.component import OneOf, nearest
+from jaxtune.core.component import load_class, nearest
 from jaxtune.core.errors import ModelError
 from jaxtune.layers.stack import StackOptions
 from jaxtune.models import FAMILIES
@@ -163,12 +164,23 @@ class Family(ABC):
         return None
 
 
-def family_class(model_type: str) -> type[Family]:
+def family_class(model_type: str, *, own: bool = False) -> type[Family]:
     """The family that serves this `model_type`.
+
+    Args:
+        own: whether `"module:Class"` is meant to name a class outside the table: only where a person wrote it, because it imports the module,
+            never where a checkpoint says so.
 
     Raises:
         ModelError: none does.
     """
-    if model_type not in FAMILIES and ":" not in model_type:
+    where = FAMILIES.get(model_type, model_type if own and ":" in model_type else None)
+    if where is None:
         raise ModelError(f'model_type "{model_type}" has no family{nearest(model_type, FAMILIES)} (known: {", ".join(sorted(FAMILIES))})')
-    return OneOf(FAMILIES).find(model_type)  # type: ignore[return-value]
+    try:
+        found = load_class(where)
+    except PydanticCustomError as error:
+        raise ModelError(f"model.base.family: {error.message().removeprefix('kind ')}") from error
+    if not (isinstance(found, type) and issubclass(found, Family)):
+        raise ModelError(f"model.base.family: {where} is no model family; expected a subclass of jaxtune.Family")
+    return found

@@ -161,7 +161,10 @@ class ClassDefaults(Mapping[str, Any]):
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns that PyTorch is missing, which is meant
         from transformers import AutoConfig
 
-        return AutoConfig.for_model(self.model_type).to_dict()
+        try:
+            return AutoConfig.for_model(self.model_type).to_dict()
+        except ValueError:  # a family of somebody's own
+            return {}
 
     def __getitem__(self, key: str) -> Any:
         return self.values_by_key[key]

@@ -65,7 +65,7 @@ def open_base(reference: str | Mapping[str, Any]) -> Base:
         config, model_type = checkpoint.config, checkpoint.config["model_type"]
     else:
         checkpoint, model_type, config = None, reference["family"], reference["config"]
-    cls = family_class(model_type)
+    cls = family_class(model_type, own=not isinstance(reference, str))
     family = cls(config, ClassDefaults(cls.model_type))
     return Base(family, checkpoint, reference if isinstance(reference, str) else f"new {model_type}")
 

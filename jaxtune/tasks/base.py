@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from jaxtune.core.component import Component, OneOf, nearest
 from jaxtune.core.errors import DataError
@@ -80,8 +82,8 @@ class Task(Component):
             return values
         loss, metrics, best = USUAL.get(str(values.get("problem", "single_label")), USUAL["single_label"])
         filled = {"loss": loss, "metrics": metrics, **values}
-        named = [m if isinstance(m, str) else m.get("kind") if isinstance(m, Mapping) else None for m in filled["metrics"] or ()]
-        return {"best": best if best in named else next((n for n in named if n), "loss"), **filled}
+        numbers = [number for metric in filled["metrics"] or () if (number := first_number(metric))]
+        return {"best": best if best in numbers else next(iter(numbers), "loss"), **filled}
 
     @model_validator(mode="after")
     def best_is_measured(self) -> Task:
@@ -170,10 +172,8 @@ class Task(Component):
         else:
             target = np.full((len(values), 1), np.nan, np.float32)
             for row, value in enumerate(values):
-                try:
+                with suppress(TypeError, ValueError):
                     target[row, 0] = float(value)
-                except (TypeError, ValueError):
-                    pass
                 if not np.isfinite(target[row, 0]):
                     wrong.append(f"row {row}: {value!r}")
             out = {"target": target}
@@ -221,6 +221,17 @@ class Task(Component):
     def higher_is_better(self) -> bool:
         metric = self.metric_names[self.best]
         return metric is not None and metric.better(self.best) == "max"
+
+
+def first_number(metric: Any) -> str | None:
+    """The first number that a metric gives, by its kind or as an object; None for what is no metric."""
+    if isinstance(metric, Metric):
+        return next(iter(metric.higher_is_better), None)
+    kind = metric.get("kind") if isinstance(metric, Mapping) else metric
+    with suppress(PydanticCustomError):  # told where the metric itself is read
+        found: Any = OneOf(METRICS).find(str(kind))
+        return next(iter(getattr(found, "higher_is_better", ())), None)
+    return None
 
 
 def split_labels(value: Any) -> tuple[str, ...]:

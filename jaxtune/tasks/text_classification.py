@@ -68,7 +68,7 @@ class TextClassification(Task):
         key = cache.fingerprint(
             {
                 "records": limits.key,
-                "columns": self.content,
+                "task": [f"{type(self).__module__}:{type(self).__qualname__}", self.model_dump(mode="json", exclude=set(Task.model_fields))],
                 "tokenizer": tokenizer.fingerprint,
                 "max_tokens": limit,
                 "over_length": limits.over_length,
