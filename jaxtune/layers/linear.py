@@ -18,8 +18,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        y = matmul(x, self.kernel[...])
-        return y if self.bias is None else add_bias(y, self.bias[...])
+        return matmul(x, self.kernel[...], bias=None if self.bias is None else self.bias[...])
 
 
 class Embedding(nnx.Module):
@@ -28,10 +27,5 @@ class Embedding(nnx.Module):
     def __init__(self, count: int, width: int, *, deviation: float = 0.02, rngs: nnx.Rngs):
         self.embedding = nnx.Param(deviation * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, (count, width), jnp.float32))
 
-    def __call__(self, index: Int[Array, ...]) -> Float[Array, "... D"]:
+    def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... D"]:
         return jnp.take(self.embedding[...], index, axis=0, mode="clip")
-
-
-def add_bias(x: Float[Array, "... O"], bias: Float[Array, " O"]) -> Float[Array, "... O"]:
-    """x plus a vector on its last axis, in x.dtype."""
-    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)

@@ -15,7 +15,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtune.core.errors import ConfigError
-from jaxtune.layers.linear import add_bias
 from jaxtune.layers.matmul import matmul
 
 CUBIC = -0.75  # PyTorch's cubic coefficient; jax.image.resize has -0.5
@@ -52,7 +51,7 @@ class PatchEmbedding(nnx.Module):
         pixels = image[:, : down * high, : across * wide].reshape(image.shape[0], down, high, across, wide, self.channels)
         pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(image.shape[0], down * across, -1)
         kernel = self.kernel[...]
-        return add_bias(matmul(pixels, kernel.reshape(-1, kernel.shape[-1])), self.bias[...])
+        return matmul(pixels, kernel.reshape(-1, kernel.shape[-1]), bias=self.bias[...])
 
 
 def resize_positions(table: Float[Array, "P D"], old: tuple[int, int], new: tuple[int, int]) -> Float[Array, "P D"]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxtune.layers.linear import Embedding, Linear, add_bias
+from jaxtune.layers.linear import Embedding, Linear
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 7), (2, 3, 7), (2, 3, 4, 7)])
@@ -43,11 +43,3 @@ def test_embedding_reads_rows_and_sums_gradients() -> None:
     weight = jnp.arange(1.0, 4.0).reshape(3, 1)
     gradient = nnx.grad(lambda table: (table(jnp.array([1, 3, 3])) * weight).sum())(table)
     np.testing.assert_array_equal(gradient.embedding[...], np.array([[0.0], [1], [0], [5], [0]]) * np.ones((1, 3)))
-
-
-def test_add_bias_keeps_dtype_and_promotes_no_rank() -> None:
-    found = add_bias(jnp.ones((2, 3, 4), jnp.bfloat16), jnp.arange(4, dtype=jnp.float32))
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(found.astype(jnp.float32), np.broadcast_to(1.0 + np.arange(4), (2, 3, 4)))
-    with pytest.raises(ValueError, match="rank_promotion"):
-        jnp.ones((2, 3)) + jnp.ones(3)
