@@ -1,6 +1,6 @@
 """Every broken experiment of tests/cli/broken.txt in a process of its own: its words, its code, and how long the answer takes.
 
-    .venv/bin/python benchmarks/broken_experiments.py      -> benchmarks/results/broken_experiments.json
+.venv/bin/python benchmarks/broken_experiments.py      -> benchmarks/results/broken_experiments.json
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ def main() -> int:
             }
             row["passes"] = documented and row["nothing_written"] and done.processor_seconds < case.limit_seconds
             rows.append(row)
-            print(f"{'ok  ' if row['passes'] else 'FAIL'} {done.processor_seconds:5.2f} s of {case.limit_seconds:.0f}  {case.title}", flush=True)
+            print(
+                f"{'ok  ' if row['passes'] else 'FAIL'} {done.processor_seconds:5.2f} s of {case.limit_seconds:.0f}  {case.title}",
+                flush=True,
+            )
     machine = {"platform": platform.platform(), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
     passed = sum(row["passes"] for row in rows)
     RESULT.parent.mkdir(exist_ok=True)

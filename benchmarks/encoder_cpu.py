@@ -53,9 +53,13 @@ RUNNERS = {"jaxtune": "encoder.run_jaxtune", "transformers": "encoder.run_transf
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch-python", default=os.environ.get("TORCH_PYTHON"), help="Python with torch and transformers; or TORCH_PYTHON")
+    parser.add_argument(
+        "--torch-python", default=os.environ.get("TORCH_PYTHON"), help="Python with torch and transformers; or TORCH_PYTHON"
+    )
     parser.add_argument("--keras-python", default=os.environ.get("KERAS_PYTHON"), help="Python with keras-hub and jax; or KERAS_PYTHON")
-    parser.add_argument("--sizes", nargs="+", default=["16x256", "32x256", "16x128", "32x128"], metavar="ROWSxTOKENS", help="of the bare steps")
+    parser.add_argument(
+        "--sizes", nargs="+", default=["16x256", "32x256", "16x128", "32x128"], metavar="ROWSxTOKENS", help="of the bare steps"
+    )
     parser.add_argument("--epoch-size", default="32x256", metavar="ROWSxTOKENS")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--once", nargs="+", default=[], help="variants measured in the first round only, by the beginning of their names")

@@ -31,6 +31,7 @@ from jaxtune.layers.stack import StackOptions
 from jaxtune.models.blueprint import Blueprint
 from jaxtune.models.load import load, maker, open_base, plan_load, shardings
 from jaxtune.models.weights import Table
+from jaxtune.parallel import hosts
 from jaxtune.parallel.mesh import Mesh
 from jaxtune.session import objective
 from jaxtune.tasks.text_classification import TextClassification
@@ -190,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=20, help="measured steps of every way")
     steps = parser.parse_args().steps
+    hosts.start()
     before = machine()
     ways = [make(trained) for trained in PARTS for make in (split, masked)]
     measure(ways, steps)

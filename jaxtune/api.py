@@ -173,8 +173,12 @@ def predict_records(loaded: LoadedModel, records: Records) -> Predictions:
         fields = transform.fields_after(fields)
     missing = [name for name in task.content if name not in fields]
     if missing:
-        raise ConfigError([f'no column "{name}" in the data{nearest(name, list(fields))} (columns: {", ".join(fields)})' for name in missing])
-    kept = [row for row in range(len(records)) if apply(data.transforms, records[row]) is not None] if data.transforms else range(len(records))
+        raise ConfigError(
+            [f'no column "{name}" in the data{nearest(name, list(fields))} (columns: {", ".join(fields)})' for name in missing]
+        )
+    kept = (
+        [row for row in range(len(records)) if apply(data.transforms, records[row]) is not None] if data.transforms else range(len(records))
+    )
     unlabelled = tuple(name for name in fields if name != task.label)
     cleaned = Cleaned(records, data.transforms, np.array(kept, np.int64), unlabelled)
     encoded = task.encode(cleaned, subject.names, subject.processor, Limits(subject.limit, data.over_length, None, ""))
@@ -188,7 +192,11 @@ def infer(loaded: LoadedModel, examples: Examples) -> Predictions:
     data = session.subject.experiment.data
     size = data.evaluation_batch_size or data.batch_size or 32
     ways = session.placement.batch_ways
-    widths = None if examples.lengths is None or session.subject.limit is None else choose_widths(examples.lengths, session.subject.limit, batch_size=size)
+    widths = (
+        None
+        if examples.lengths is None or session.subject.limit is None
+        else choose_widths(examples.lengths, session.subject.limit, batch_size=size)
+    )
     plan = Plan(
         rows=len(examples), lengths=examples.lengths, widths=widths, batch_size=-(-size // ways) * ways, shuffle=False, divisor=ways
     )  # fmt: skip

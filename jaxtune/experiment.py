@@ -48,7 +48,10 @@ class Experiment(Component):
             if size is not None and size % phase.accumulation:
                 problems.append(f"phases.{number}.accumulation: {phase.accumulation} parts do not divide data.batch_size {size} evenly")
             for place, rule in enumerate(phase.stopping):
-                problems += [f"phases.{number}.{problem}".replace("stopping", f"stopping.{place}", 1) for problem in rule.problems(self.task.metric_names)]
+                problems += [
+                    f"phases.{number}.{problem}".replace("stopping", f"stopping.{place}", 1)
+                    for problem in rule.problems(self.task.metric_names)
+                ]
         if self.task.domain == "image":
             problems += [
                 f"data.{name}: has no meaning for images; leave it out"

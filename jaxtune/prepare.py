@@ -169,7 +169,9 @@ def load_base(experiment: Experiment) -> Base:
         )
     model = experiment.model
     if not base.family.stacked and (model.scan_layers != "auto" or model.remat != "none"):
-        raise ConfigError(f"model.scan_layers, model.remat: have no effect on {base.family.model_type}, whose blocks differ; leave them out")
+        raise ConfigError(
+            f"model.scan_layers, model.remat: have no effect on {base.family.model_type}, whose blocks differ; leave them out"
+        )
     return base
 
 

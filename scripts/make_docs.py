@@ -184,7 +184,9 @@ def setting_table(rows: Any) -> str:
     cells = []
     for row in rows:
         kind = ", ".join(part for part in (row.type, row.constraints) if part)
-        cells.append((f"`{row.name}`", kind, row.default if row.default in ("required", "its defaults") else f"`{row.default}`", row.description))
+        cells.append(
+            (f"`{row.name}`", kind, row.default if row.default in ("required", "its defaults") else f"`{row.default}`", row.description)
+        )
     return table(("setting", "what it takes", "default", "meaning"), cells)
 
 

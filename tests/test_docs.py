@@ -6,8 +6,6 @@ are printed: Python blocks in order in one namespace, blocks that begin with a f
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import re
 import shlex
 import sys
@@ -22,7 +20,6 @@ import tiny_run
 import jaxtune
 from jaxtune.cli.main import app, main
 from jaxtune.config.write import to_yaml
-from jaxtune.core.errors import EXIT_CODES
 from jaxtune.data.sources.text_folder import TextFolder
 from jaxtune.experiment import Experiment, load_experiment
 from jaxtune.models import FAMILIES
@@ -123,7 +120,9 @@ def test_own_module_and_loss(place: Path) -> None:
     play(page, [first], place, names)
     assert names["evaluate"](names["net"])["accuracy"] > 0.85 and names["training"].progress.step < 1000
     start = names["Net"](names["nnx"].Rngs(0))
-    assert (names["net"].body.kernel[...] == start.body.kernel[...]).all() and (names["net"].head.kernel[...] != start.head.kernel[...]).any()
+    assert (names["net"].body.kernel[...] == start.body.kernel[...]).all() and (
+        names["net"].head.kernel[...] != start.head.kernel[...]
+    ).any()
     play(page, rest, place, names)
     assert names["evaluate"](names["best"])["accuracy"] == pytest.approx(names["training"].progress.best)
 

@@ -25,7 +25,30 @@ LABELS = {
     "screen": ("film", "story", "actor", "music", "book"),
     "sport": ("team", "game", "win", "lose", "play"),
 }
-OTHER_WORDS = tuple("the an and is was of in on to with for it this that very good bad great new not".split())
+OTHER_WORDS = tuple(
+    [
+        "the",
+        "an",
+        "and",
+        "is",
+        "was",
+        "of",
+        "in",
+        "on",
+        "to",
+        "with",
+        "for",
+        "it",
+        "this",
+        "that",
+        "very",
+        "good",
+        "bad",
+        "great",
+        "new",
+        "not",
+    ]
+)
 
 EXPERIMENT = """\
 name: tiny

@@ -112,9 +112,13 @@ def table(report: Mapping[str, Any]) -> str:
     for name, found in report.get("anatomy", {}).items():
         parts = ", ".join(f"{part} {ms:.2f}" for part, ms in found["host_parts_ms"].items())
         lines.append(f"\n{name}: program alone {found['program_ms']:.0f} ms, through the loop {found['loop_ms']:.0f} ms")
-        lines.append(f"  data wait {found['data_wait_share']:.2%}; host parts at most {found['main_thread_share']:.2%} of a step (ms: {parts})")
+        lines.append(
+            f"  data wait {found['data_wait_share']:.2%}; host parts at most {found['main_thread_share']:.2%} of a step (ms: {parts})"
+        )
     if busiest(report) > BUSY:
-        lines.append(f"\nOther processes had up to {busiest(report):.0%} of the machine: these numbers are no measurement, run it again on a quiet one.")
+        lines.append(
+            f"\nOther processes had up to {busiest(report):.0%} of the machine: these numbers are no measurement, run it again on a quiet one."
+        )
     lines += [f"\nfailed: {failure['job']}: {failure['error']}" for failure in report["failures"]]
     return "\n".join(lines)
 

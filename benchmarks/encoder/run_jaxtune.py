@@ -38,7 +38,11 @@ def of_job(job: Job) -> Experiment:
     changes = [f"model.dtype={job.precision}", f"seed={job.seed}", f"phases.0.{length}"]
     if job.mode != "epochs":
         changes.append("phases.0.epochs=null")
-    changes += [f"{optimizer}.weight_decay={job.weight_decay}", f"{optimizer}.schedule.peak={job.rate}", f"{optimizer}.schedule.warmup={job.warm_up}"]
+    changes += [
+        f"{optimizer}.weight_decay={job.weight_decay}",
+        f"{optimizer}.schedule.peak={job.rate}",
+        f"{optimizer}.schedule.warmup={job.warm_up}",
+    ]
     return experiment_of(batch=job.batch, max_tokens=job.max_tokens, extra=tuple(changes))
 
 
@@ -109,7 +113,9 @@ def main() -> None:
     if job.mode == "epochs":
         result = jaxtune.run(experiment, runs_dir=folder, watch=watch)
         outcome["accuracy"] = {split: found["accuracy"] for split in ("validation", "test") if (found := result.numbers[split])}
-        outcome["told"] = {name: result.numbers[name] for name in ("examples_per_second", "tokens_per_second", "data_wait_share", "compile_seconds")}
+        outcome["told"] = {
+            name: result.numbers[name] for name in ("examples_per_second", "tokens_per_second", "data_wait_share", "compile_seconds")
+        }
     else:
         session = Session.open(full_rows(prepared, job.max_tokens), experiment.mesh.build())
         if job.mode == "anatomy":

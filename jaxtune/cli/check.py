@@ -29,7 +29,9 @@ def run(output: Output, experiment: Path, overrides: list[str]) -> dict[str, Any
         steps = session.steps(number)
         table = choose(session.blueprint.params, phase.train).table
         output.say()
-        output.say(f"phase {number + 1}: {steps} steps ({steps / plan.steps():.1f} epochs), {plan.real_token_share():.1%} of each batch is data")
+        output.say(
+            f"phase {number + 1}: {steps} steps ({steps / plan.steps():.1f} epochs), {plan.real_token_share():.1%} of each batch is data"
+        )
         for line in freezing_table(table):
             output.say(line)
         phases.append({"steps": steps, "steps_per_epoch": plan.steps(), "real_token_share": plan.real_token_share()})
@@ -68,6 +70,8 @@ def tell_data(output: Output, prepared: Prepared) -> dict[str, Any]:
         output.say()
         for line in encoding["lengths"].lines():
             output.say(line)
-        output.say(f"batches are padded to {', '.join(map(str, facts['widths']))} tokens; texts that are longer: {prepared.experiment.data.over_length}")
+        output.say(
+            f"batches are padded to {', '.join(map(str, facts['widths']))} tokens; texts that are longer: {prepared.experiment.data.over_length}"
+        )
     labels = None if facts["labels"] is None else facts["labels"].as_json()
     return {"rows": facts["rows"], "labels": labels, "widths": facts["widths"], "duplicates": facts["split"].copies}

@@ -35,7 +35,10 @@ def run(output: Output, run_folder: Path, source: str, out: Path) -> dict[str, A
         values = [records[int(row)][name] for row in found.ids]
         if not any(isinstance(value, np.ndarray) for value in values[:1]):
             columns[name] = values
-    columns |= {name if name not in columns else f"{name} (model)": value for name, value in predictions_table(found, loaded.names, task.problem).items()}
+    columns |= {
+        name if name not in columns else f"{name} (model)": value
+        for name, value in predictions_table(found, loaded.names, task.problem).items()
+    }
     partial = out.with_name(out.name + ".partial")
     try:
         write(partial, out.suffix, columns)

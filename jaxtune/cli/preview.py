@@ -21,7 +21,9 @@ SHADES = " .:-=+*#%@"
 def run(output: Output, experiment: Path, overrides: list[str], count: int, split: str) -> dict[str, Any]:
     prepared = prepare(load_experiment(experiment, overrides))
     if split not in prepared.splits:
-        raise ConfigError(f'--split: "{split}" does not exist{nearest(split, list(prepared.splits))} (splits: {", ".join(prepared.splits)})')
+        raise ConfigError(
+            f'--split: "{split}" does not exist{nearest(split, list(prepared.splits))} (splits: {", ".join(prepared.splits)})'
+        )
     examples = prepared.splits[split]
     augments = host_part(prepared.experiment.data.augment, prepared.processor) if split == "train" else ()
     chosen = np.random.default_rng(prepared.experiment.seed).choice(len(examples), min(count, len(examples)), replace=False)

@@ -19,11 +19,15 @@ class Data(Component):
 
     source: Annotated[Source, OneOf(SOURCES)] = Field(description="where the records come from")
     split: Annotated[Split, OneOf(SPLITS)] = Field(description="how records are divided into train, validation and test")
-    transforms: tuple[Annotated[Transform, OneOf(TRANSFORMS)], ...] = Field(default=(), description="cleaning of records, before anything else")
+    transforms: tuple[Annotated[Transform, OneOf(TRANSFORMS)], ...] = Field(
+        default=(), description="cleaning of records, before anything else"
+    )
     augment: tuple[Annotated[Augment, OneOf(AUGMENTS)], ...] = Field(default=(), description="random changes of training examples only")
     max_tokens: int | None = Field(default=None, ge=2, description="longest text in tokens; default: what the model's positions allow")
     over_length: Literal["cut", "drop", "error"] = Field(default="cut", description="what happens to longer texts")
-    widths: Literal["auto"] | tuple[int, ...] = Field(default="auto", description="token widths that batches are padded to; auto chooses from the lengths")
+    widths: Literal["auto"] | tuple[int, ...] = Field(
+        default="auto", description="token widths that batches are padded to; auto chooses from the lengths"
+    )
     batch_size: int | None = Field(default=None, ge=1, description="examples per optimizer step, over all devices")
     batch_tokens: int | None = Field(default=None, ge=1, description="tokens per optimizer step, over all devices, padding included")
     evaluation_batch_size: int | None = Field(default=None, ge=1, description="examples per evaluation batch; default: as in training")

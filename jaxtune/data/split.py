@@ -61,7 +61,9 @@ class Split(Component):
 class Dealt(Split):
     """Base of the splits that choose rows themselves, by fractions."""
 
-    seed: NonNegativeInt = Field(default=0, description="Another seed deals the rows differently; it is independent of the seed of training.")
+    seed: NonNegativeInt = Field(
+        default=0, description="Another seed deals the rows differently; it is independent of the seed of training."
+    )
     validation: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of the rows for validation.")
     test: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of the rows for the test.")
 
@@ -203,7 +205,9 @@ class Column(Named):
 class Given(Named):
     """The splits that the source names (its `path` or `split` is a mapping); validation can be taken from the training rows."""
 
-    validation: float = Field(default=0.0, ge=0.0, lt=1.0, description="Share of the training rows for validation, when the source names none.")
+    validation: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="Share of the training rows for validation, when the source names none."
+    )
     seed: NonNegativeInt = Field(default=0, description="Another seed takes other rows for validation.")
 
     @property

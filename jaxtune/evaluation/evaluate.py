@@ -51,7 +51,9 @@ class Evaluator:
         model = self.blueprint.build(params, variables)
         predictions = self.task.predict(model, batch)
         predictions["loss"] = self.task.loss.each(predictions["logits"], batch)
-        metrics = tuple(metric.update(state, predictions, batch) for metric, state in zip(self.task.metrics, states["metrics"], strict=True))
+        metrics = tuple(
+            metric.update(state, predictions, batch) for metric, state in zip(self.task.metrics, states["metrics"], strict=True)
+        )
         loss = states["loss"] + self.task.loss(predictions["logits"], batch)
         return {"metrics": metrics, "loss": loss}, predictions
 

@@ -26,7 +26,6 @@ from jaxtune.models.hub import Checkpoint, ClassDefaults, TensorInfo, download
 from jaxtune.models.weights import Table
 from jaxtune.parallel.placement import Placement
 
-
 SHOWN = 20  # mismatches that are named; a wrong config.json makes hundreds
 
 

@@ -19,7 +19,9 @@ from jaxtune.parallel.rules import MESH_AXES
 class Mesh(Component):
     """Devices per axis; the product must be the number of devices."""
 
-    data: int | Literal["auto"] = Field(default="auto", description="copies of the model that share the batch; auto takes the devices that are left")
+    data: int | Literal["auto"] = Field(
+        default="auto", description="copies of the model that share the batch; auto takes the devices that are left"
+    )
     fsdp: int = Field(default=1, ge=1, description="devices over which parameters and optimizer state are split, and the batch as well")
     tensor: int = Field(default=1, ge=1, description="devices over which heads, mlp and vocabulary are split")
 

@@ -68,10 +68,16 @@ class Task(Component):
     domain: ClassVar[Domain]
 
     label: str = Field(default="label", description="column with the class name, the list of class names, or the number to predict")
-    problem: Problem = Field(default="single_label", description="single_label: one class each; multi_label: any number; regression: a number")
-    labels: tuple[str, ...] | None = Field(default=None, description="class names in the wanted order; default: those found in the data, sorted")
+    problem: Problem = Field(
+        default="single_label", description="single_label: one class each; multi_label: any number; regression: a number"
+    )
+    labels: tuple[str, ...] | None = Field(
+        default=None, description="class names in the wanted order; default: those found in the data, sorted"
+    )
     loss: Annotated[Loss, OneOf(LOSSES)] = Field(default_factory=by_problem, description="loss by kind; default by problem")
-    metrics: tuple[Annotated[Metric, OneOf(METRICS)], ...] = Field(default_factory=by_problem, description="metrics by kind; default by problem")
+    metrics: tuple[Annotated[Metric, OneOf(METRICS)], ...] = Field(
+        default_factory=by_problem, description="metrics by kind; default by problem"
+    )
     best: str = Field(default_factory=by_problem, description="the metric that decides which checkpoint is best; default by problem")
 
     @model_validator(mode="before")
@@ -179,7 +185,9 @@ class Task(Component):
             out = {"target": target}
         if wrong:
             expected = "a finite number" if self.problem == "regression" else f"one of {', '.join(names[:12])}"
-            raise DataError(f'column "{self.label}": {len(wrong)} value(s) that do not fit, e.g. {"; ".join(wrong[:10])}; expected {expected}')
+            raise DataError(
+                f'column "{self.label}": {len(wrong)} value(s) that do not fit, e.g. {"; ".join(wrong[:10])}; expected {expected}'
+            )
         return out
 
     def count(self, values: Sequence[Any], rows: np.ndarray, names: Sequence[str]) -> np.ndarray | None:
@@ -187,7 +195,9 @@ class Task(Component):
         if self.problem == "regression":
             return None
         index = {name: i for i, name in enumerate(names)}
-        found = [index[label] for row in rows for label in ((str(values[row]),) if self.problem == "single_label" else split_labels(values[row]))]
+        found = [
+            index[label] for row in rows for label in ((str(values[row]),) if self.problem == "single_label" else split_labels(values[row]))
+        ]
         return np.bincount(found, minlength=len(names))
 
     def outputs(self, names: Sequence[str]) -> int:
@@ -196,7 +206,9 @@ class Task(Component):
 
     # -- on the device --------------------------------------------------------------------------------------------------
 
-    def predict(self, model: nnx.Module, batch: Mapping[str, jax.Array], noise: Dropout | None = None, training: bool = False) -> Predictions:
+    def predict(
+        self, model: nnx.Module, batch: Mapping[str, jax.Array], noise: Dropout | None = None, training: bool = False
+    ) -> Predictions:
         """logits and probabilities, f32[B, C]; for regression the logits are the values."""
         features = model(self.prepare(batch), noise, training)  # type: ignore[operator]
         logits = model.head(features, noise).astype(jnp.float32)  # type: ignore[attr-defined]

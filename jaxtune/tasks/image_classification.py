@@ -35,7 +35,9 @@ class ImageClassification(Task):
 
     domain: ClassVar[Domain] = "image"
 
-    image: str = Field(default="image", description="column with the image: pixels (uint8[height, width, channels]), bytes of a file, or its path")
+    image: str = Field(
+        default="image", description="column with the image: pixels (uint8[height, width, channels]), bytes of a file, or its path"
+    )
     size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="image size that the model sees, one number or [height, width]; default: the checkpoint's"
     )

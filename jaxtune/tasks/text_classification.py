@@ -41,7 +41,9 @@ class TextClassification(Task):
 
     def processor(self, base: Base) -> Processor:
         if base.folder is None:
-            raise ConfigError(f"model.base: {base.reference} has no tokenizer; for text start from a checkpoint (hub id, folder or package://)")
+            raise ConfigError(
+                f"model.base: {base.reference} has no tokenizer; for text start from a checkpoint (hub id, folder or package://)"
+            )
         tokenizer = Tokenizer.load(base.folder)
         vocabulary = base.family.vocabulary
         if vocabulary is not None and tokenizer.vocabulary > vocabulary:
@@ -68,7 +70,10 @@ class TextClassification(Task):
         key = cache.fingerprint(
             {
                 "records": limits.key,
-                "task": [f"{type(self).__module__}:{type(self).__qualname__}", self.model_dump(mode="json", exclude=set(Task.model_fields))],
+                "task": [
+                    f"{type(self).__module__}:{type(self).__qualname__}",
+                    self.model_dump(mode="json", exclude=set(Task.model_fields)),
+                ],
                 "tokenizer": tokenizer.fingerprint,
                 "max_tokens": limit,
                 "over_length": limits.over_length,

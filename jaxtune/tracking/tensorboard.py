@@ -15,7 +15,6 @@ from jaxtune.core.files import plain
 from jaxtune.core.redact import redact
 from jaxtune.tracking.base import Sink, Tracker
 
-
 MISSING = 'tracking: kind tensorboard needs the package tensorboardX; install it with: pip install "jaxtune[track]"'
 
 

@@ -84,9 +84,7 @@ def memory(compiled: jax.stages.Compiled) -> Memory:
     """What the compiler has planned for one device."""
     found = compiled.memory_analysis()
     assert found is not None, "this backend reports no memory analysis"
-    return Memory(
-        found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes, found.alias_size_in_bytes
-    )
+    return Memory(found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes, found.alias_size_in_bytes)
 
 
 def device_memory(device: Any) -> int | None:

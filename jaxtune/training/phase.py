@@ -17,13 +17,21 @@ from jaxtune.training.stopping.base import StopRule
 class Phase(Component):
     """One entry of `phases:`."""
 
-    train: tuple[str, ...] = Field(default=("*",), min_length=1, description='parameter patterns that train, e.g. ["head.*", "layers.{4-5}.*"]; "!" takes away')
+    train: tuple[str, ...] = Field(
+        default=("*",), min_length=1, description='parameter patterns that train, e.g. ["head.*", "layers.{4-5}.*"]; "!" takes away'
+    )
     epochs: float | None = Field(default=None, gt=0, description="length in passes over the training split")
     steps: int | None = Field(default=None, ge=1, description="length in optimizer steps")
     optimizer: Annotated[Optimizer, OneOf(OPTIMIZERS)] = Field(description="optimizer by kind, with its schedule")
-    stopping: tuple[Annotated[StopRule, OneOf(STOP_RULES)], ...] = Field(default=(), description="rules that may end the phase or change the rate")
-    accumulation: int = Field(default=1, ge=1, description="parts into which a batch is cut to save memory; the result is that of the whole batch")
-    average: float | None = Field(default=None, gt=0, lt=1, description="decay of an exponential moving average of the weights, which is then evaluated")
+    stopping: tuple[Annotated[StopRule, OneOf(STOP_RULES)], ...] = Field(
+        default=(), description="rules that may end the phase or change the rate"
+    )
+    accumulation: int = Field(
+        default=1, ge=1, description="parts into which a batch is cut to save memory; the result is that of the whole batch"
+    )
+    average: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of an exponential moving average of the weights, which is then evaluated"
+    )
     skip_limit: int = Field(default=5, ge=1, description="steps in a row with non-finite loss or gradients after which the run stops")
 
     @model_validator(mode="after")

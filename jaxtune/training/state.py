@@ -140,7 +140,9 @@ def to_arrays(state: TrainState, touched: frozenset[str]) -> dict[str, Any]:
     Args:
         touched: per-layer names of parameters that differ from the base, or may.
     """
-    arrays: dict[str, Any] = {field.name: getattr(state, field.name) for field in fields(state) if field.name not in ("trainable", "frozen")}
+    arrays: dict[str, Any] = {
+        field.name: getattr(state, field.name) for field in fields(state) if field.name not in ("trainable", "frozen")
+    }
     return {**arrays, "params": {key: value for key, value in state.params.items() if not touched.isdisjoint(stack.names(key))}}
 
 

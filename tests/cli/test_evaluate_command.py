@@ -50,7 +50,9 @@ def test_what_is_not_there(
     assert message in capsys.readouterr().err
 
 
-def test_other_data_than_those_of_the_run(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_other_data_than_those_of_the_run(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     moved = tiny_run.copy(trained.folder, tmp_path / "moved")
     monkeypatch.chdir(moved)
     (moved / "texts" / "sport" / "00.txt").write_text("team team team")

@@ -23,5 +23,7 @@ def test_a_folder_that_is_there_is_left_alone(trained: Trained, monkeypatch: pyt
     monkeypatch.chdir(trained.folder)
     before = {path: path.stat().st_mtime_ns for path in (trained.run / "export").iterdir()}
     assert main(["export", "runs/tiny"]) == 2
-    assert capsys.readouterr().err == "error: runs/tiny/export: exists and is not empty; nothing was written. Choose another folder with -o\n"
+    assert (
+        capsys.readouterr().err == "error: runs/tiny/export: exists and is not empty; nothing was written. Choose another folder with -o\n"
+    )
     assert {path: path.stat().st_mtime_ns for path in (trained.run / "export").iterdir()} == before

@@ -99,7 +99,12 @@ def test_an_empty_text_has_an_answer_too(here: Path):
         ("new.csv", "none/out.csv", 2, "-o {here}/none/out.csv: there is no folder {here}/none; make it, or choose another place"),
         ("txt.csv", "out.csv", 2, 'no column "text" in the data; did you mean "txt"? (columns: txt)'),
         ("numbers.jsonl", "out.csv", 72, "1 of 1 rows hold no proper text (a value of type int in the first): row 0"),
-        ("neww.csv", "out.csv", 2, 'data.source.path: no file or folder "{here}/neww.csv" ({here} has no neww.csv); did you mean "new.csv"?'),
+        (
+            "neww.csv",
+            "out.csv",
+            2,
+            'data.source.path: no file or folder "{here}/neww.csv" ({here} has no neww.csv); did you mean "new.csv"?',
+        ),
     ],
 )
 def test_what_cannot_be(here: Path, source: str, out: str, code: int, message: str, capsys: pytest.CaptureFixture[str]):

@@ -27,7 +27,9 @@ def test_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert capsys.readouterr().err == "error: runs/x: there is no such run\n"
 
 
-def test_a_run_that_another_process_has(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_a_run_that_another_process_has(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     from jaxtune.core.lock import describe_process
 
     folder = tiny_run.copy(trained.folder, tmp_path / "copy")

@@ -122,7 +122,13 @@ def test_the_export_is_a_hugging_face_folder(trained: Trained):
 
 
 def test_a_second_run_gets_a_folder_of_its_own(tiny_experiment: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["train", "tiny.yaml", "phases=[{steps: 2, train: [head.*], optimizer: {kind: sgd, schedule: {kind: constant, rate: 0.1}}}]", "--runs-dir", "r"]
+    words = [
+        "train",
+        "tiny.yaml",
+        "phases=[{steps: 2, train: [head.*], optimizer: {kind: sgd, schedule: {kind: constant, rate: 0.1}}}]",
+        "--runs-dir",
+        "r",
+    ]
     assert main([*words, "--name", "mine"]) == 0
     before = snapshot(Path("r/mine"))
     capsys.readouterr()
@@ -131,7 +137,14 @@ def test_a_second_run_gets_a_folder_of_its_own(tiny_experiment: Path, capsys: py
     assert snapshot(Path("r/mine")) == before
     assert json.loads(Path("r/mine-2/state.json").read_text())["status"] == "done"
     assert Path("r/mine-2/experiment.yaml").read_text().endswith(f"\n# on the command line: {words[2]}\n")
-    for part in ("phase 1/1: head.*, 2 steps", "(frozen)", "step of 16 rows x 20 tokens", "test of the best checkpoint (step 2)", "r/mine-2", "export"):
+    for part in (
+        "phase 1/1: head.*, 2 steps",
+        "(frozen)",
+        "step of 16 rows x 20 tokens",
+        "test of the best checkpoint (step 2)",
+        "r/mine-2",
+        "export",
+    ):
         assert part in shown
 
 

@@ -29,7 +29,7 @@ def test_statistics_of_frozen_norms_stay() -> None:
     placed = shardings(blueprint, table, placement)
     flat = load(base, blueprint, table, plan_load(base, blueprint, table, True), make(()), placed, lambda key: jnp.float32)
 
-    def loss(module, batch, noise):  # noqa: ANN001, ANN202
+    def loss(module, batch, noise):
         logits = module.head(module(batch, noise, True))
         return Weighted.of(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]), jnp.ones(4))
 

@@ -40,7 +40,9 @@ class CsvFile(FileSource):
 
     delimiter: str = Field(default=",", min_length=1, max_length=1, description='What stands between values: "," or ";" or "\\t".')
     columns: tuple[str, ...] | None = Field(default=None, description="Names of the columns when the file has no header line.")
-    numbers: tuple[str, ...] = Field(default=(), description="Columns whose values are numbers (an empty value is missing); all others are text.")
+    numbers: tuple[str, ...] = Field(
+        default=(), description="Columns whose values are numbers (an empty value is missing); all others are text."
+    )
     encoding: Encodings = "utf-8"
     errors: DecodingErrors = "strict"
 

@@ -24,7 +24,9 @@ END_BYTES = 4096
 class ImageFolder(FileSource):
     """Fields: image (u8 [Y,X,C]), label (the folder's name), path (relative, such as "cats/1.png")."""
 
-    channels: Literal[1, 3] = Field(default=3, description="3: red, green, blue; 1: grey. Images in another form are converted, transparency goes.")
+    channels: Literal[1, 3] = Field(
+        default=3, description="3: red, green, blue; 1: grey. Images in another form are converted, transparency goes."
+    )
     max_pixels: PositiveInt = Field(
         64_000_000,
         le=89_478_485,

@@ -116,7 +116,7 @@ def _object(raw: bytes, encoding: str | tuple[str, ...], errors: str, where: str
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f'{where}: {error.msg.removesuffix(' at')} at column {error.colno} (found "{printable(text)}")') from error
+        raise DataError(f'{where}: {error.msg.removesuffix(" at")} at column {error.colno} (found "{printable(text)}")') from error
     except RecursionError as error:
         raise DataError(f"{where}: nested too deeply") from error
     if not isinstance(value, dict):

@@ -29,9 +29,15 @@ PREPARE = "prepare it with `tfds build --file_format=array_record`"
 class Tfds(Source):
     """Fields: those of the dataset; class labels as names (-1: None), text as str, images and tensors as arrays."""
 
-    path: str | None = Field(default=None, description="Folder of the prepared dataset, such as data/tfds/digits or data/tfds/digits/1.0.0.")
-    name: str | None = Field(default=None, description='In place of path: the name below data_dir, "name", "name/config" or "name/config/version".')
-    data_dir: str | None = Field(default=None, description="Where `name` is looked up (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets).")
+    path: str | None = Field(
+        default=None, description="Folder of the prepared dataset, such as data/tfds/digits or data/tfds/digits/1.0.0."
+    )
+    name: str | None = Field(
+        default=None, description='In place of path: the name below data_dir, "name", "name/config" or "name/config/version".'
+    )
+    data_dir: str | None = Field(
+        default=None, description="Where `name` is looked up (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)."
+    )
     split: str | dict[SplitName, str] = Field(
         "train",
         description='The dataset\'s split, also a slice such as "train[:10%]"; or one for each of ours ({train: train, test: test}): '

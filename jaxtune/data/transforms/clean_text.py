@@ -22,7 +22,9 @@ class CleanText(Transform):
     """Cleans text fields; leaves out records whose text is too short. Missing texts (None) pass, for the checks to report."""
 
     fields: str | tuple[str, ...] = Field(default="text", description="The field to clean, or several.")
-    html: Literal["keep", "strip"] = Field(default="keep", description="strip: tags, comments, scripts and styles go, entities become characters.")
+    html: Literal["keep", "strip"] = Field(
+        default="keep", description="strip: tags, comments, scripts and styles go, entities become characters."
+    )
     unicode: Literal["none", "nfc", "nfkc"] = Field(
         "nfc", description="nfc joins letters with their accents; nfkc also replaces look-alikes (ligatures, full width, ²)."
     )
