@@ -18,7 +18,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import tiny_run
+import tiny_run  # noqa: E402  the folder must be on the path first
 
 PAGE = HERE.parents[1] / "docs" / "errors.md"
 DEVICES = 8
