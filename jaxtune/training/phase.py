@@ -27,7 +27,9 @@ class Phase(Component):
         default=(), description="rules that may end the phase or change the rate"
     )
     accumulation: int = Field(
-        default=1, ge=1, description="parts into which a batch is cut to save memory; the result is that of the whole batch"
+        default=1,
+        ge=1,
+        description="parts into which a batch is cut to save memory; the result is that of the whole batch (batch statistics see part after part)",
     )
     average: float | None = Field(
         default=None, gt=0, lt=1, description="decay of an exponential moving average of the weights, which is then evaluated"

@@ -41,7 +41,7 @@ def make_step(
     Args:
         optimizer: controls -> transformation; called inside the trace.
         accumulation: number of parts a batch is cut into; gradients are summed and divided once by the whole batch's weight, so the result
-            is that of the whole batch also where parts weigh differently.
+            is that of the whole batch also where parts weigh differently. Batch statistics alone see one part after the other.
         dropout: False switches it off statically.
     """
 
