@@ -114,7 +114,11 @@ class Recorder:
         self.watch(Resumed(found.step, found.rejected))
 
     def rolled_back(self, step: int, to: int, rate_scale: float) -> None:
+        """Rows after `to` are taken back as on a resume, so that every step has one row; the event tells what was there."""
         self.folder.event("rolled_back", step=step, to=to, rate_scale=rate_scale)
+        if self.trackers is not None:
+            self.trackers.close()
+            self.open(to)
         self.watch(Resumed(to, ()))
 
     def event(self, event: Stepped | Evaluated | Saved | Decided) -> None:

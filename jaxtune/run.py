@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ def execute(session: Session, folder: RunFolder, watch: Watch) -> Result:
     experiment, task = session.prepared.experiment, session.prepared.task
     goal = Goal(task.best, task.higher_is_better)
     folder.write_environment([str(d) for d in jax.devices()], data=session.prepared.fingerprint, licence=session.prepared.base.licence)
-    folder.set_state("running")
+    folder.set_state("running", reason=None, exit_code=None)
     try:
         with (
             open_store(experiment, folder, goal) as store,
@@ -189,6 +190,7 @@ def train_one(
                     event, state = next(events, (None, None))
             except (Preempted, Interrupted):
                 store.wait()  # the promise is that the step is saved
+                recorder.note_durable()
                 raise
             if event is None or state is None:
                 return
@@ -198,7 +200,7 @@ def train_one(
 
 
 def roll_back(session: Session, store: Store, progress: Progress, recorder: Recorder) -> tuple[Stage, Progress]:
-    """The best checkpoint again, with a lower rate; what the rules remember stays, or they would roll back for ever.
+    """The best checkpoint again, with a lower rate.
 
     Raises:
         DivergedError: there is no checkpoint to go back to.
@@ -209,9 +211,9 @@ def roll_back(session: Session, store: Store, progress: Progress, recorder: Reco
         raise DivergedError("the run diverged before there was a checkpoint to go back to; lower the rate or lengthen the warm-up")
     store.delete_after(step)
     stage, found, _ = session.resume(store)
-    found.rules, found.rate_scale, found.ending = progress.rules, progress.rate_scale * progress.rollback_factor, ""
-    recorder.rolled_back(progress.step, step, found.rate_scale)
-    return stage, found
+    going_on = progress.go_on_from(found)
+    recorder.rolled_back(progress.step, step, going_on.rate_scale)
+    return stage, going_on
 
 
 def conclude(session: Session, folder: RunFolder, store: Store, progress: Progress, recorder: Recorder) -> Result:
@@ -237,6 +239,7 @@ def conclude(session: Session, folder: RunFolder, store: Store, progress: Progre
     numbers["peak_memory_bytes"] = recorder.peak_memory()
     if hosts.is_primary():
         folder.write_json("result.json", numbers)
+        shutil.rmtree(folder.path / "export", ignore_errors=True)  # of a start that was killed after it
         export_run(session, folder.path / "export", params | variables, numbers, progress.phase)
         write_report(folder.path, prepared.scanned.records)
     return Result(folder.path, numbers)

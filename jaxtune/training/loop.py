@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import jax
@@ -79,6 +79,7 @@ class Progress:
     skipped: int = 0  # steps of this phase
     ending: Literal["", "phase", "run", "rollback"] = ""  # how the phase ends here, so that a resumed run does not ask again
     rollback_factor: float = 1.0
+    rolled_back_scale: float = 1.0  # product of the factors of all rollbacks; unlike a plateau's, they last beyond the phase
 
     def note(self, decision: Decision, last: bool) -> None:
         """Takes over what a decision means for what comes next."""
@@ -93,7 +94,20 @@ class Progress:
 
     def next_phase(self) -> None:
         self.phase, self.phase_step, self.rules, self.ending = self.phase + 1, 0, [], ""
-        self.rate_scale, self.skipped = 1.0, 0
+        self.rate_scale, self.skipped = self.rolled_back_scale, 0
+
+    def go_on_from(self, earlier: Progress) -> Progress:
+        """After a rollback: `earlier` with a lower rate, the time that was spent, and what the rules of this phase remember, or they would
+        roll back for ever."""
+        factor = self.rollback_factor
+        return replace(
+            earlier,
+            rate_scale=self.rate_scale * factor,
+            rolled_back_scale=self.rolled_back_scale * factor,
+            rules=self.rules if earlier.phase == self.phase else earlier.rules,
+            seconds=self.seconds,
+            ending="" if earlier.ending == "rollback" else earlier.ending,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
