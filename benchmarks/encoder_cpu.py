@@ -244,7 +244,7 @@ def main() -> None:
     settings = {name: value for name, value in vars(options).items() if name not in ("json", "torch_python", "keras_python")}
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": machine(), "settings": settings,
-        "commit": commit(), "load_before": os.getloadavg(), "versions": {}, "steps": {}, "epochs": {}, "anatomy": {}, "failures": [],
+        "commit": commit(), "load_before": os.getloadavg(), "versions": {}, "steps": {}, "epochs": {}, "anatomy": {}, "failures": [], "complete": False,
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="encoder_cpu_") as folder:
         bench = Bench(options, Path(folder))
@@ -265,6 +265,7 @@ def main() -> None:
             for found in bench.epochs(options.epoch_size, best):
                 result["epochs"] = found
                 save(options.json, result, bench)
+        result["complete"] = True
         save(options.json, result, bench)
     print(report.table(result))
 

@@ -30,6 +30,7 @@ from jaxtune.models.blueprint import Blueprint, Flat
 from jaxtune.prepare import Prepared
 from jaxtune.training.compile import Memory, check_fits, device_memory, memory, shapes
 from jaxtune.training.loop import Progress
+from jaxtune.training.parameters import groups
 from jaxtune.training.phase import Phase
 from jaxtune.training.stage import Depth, Stage, build_stage
 from jaxtune.training.state import TrainState, abstract, from_arrays, to_arrays
@@ -66,7 +67,8 @@ class Session(ModelSession):
         """What must hold before the first step, found before anything is written.
 
         Raises:
-            ConfigError: batches that do not divide over the devices, schedules that do not fit their phases, trackers that cannot work.
+            ConfigError: batches that do not divide over the devices, schedules that do not fit their phases, patterns of
+                no_decay that match nothing, trackers that cannot work.
         """
         experiment = self.prepared.experiment
         problems = [problem for tracker in experiment.tracking for problem in tracker.problems()]
@@ -80,6 +82,10 @@ class Session(ModelSession):
                 problems += [f"phases.{number}.optimizer.{problem}" for problem in phase.optimizer.schedule.problems(self.steps(number))]
             except ConfigError as error:
                 problems += error.problems
+            try:
+                groups(sorted(self.trained[number]), phase.optimizer)
+            except ConfigError as error:
+                problems += [f"phases.{number}.{problem}" for problem in error.problems]
         if problems:
             raise ConfigError(dict.fromkeys(problems))
 

@@ -4,8 +4,8 @@
     .venv/bin/python scripts/make_docs.py --check    # exits 1 and names the pages that are out of date
 
 A page marks such a part with `<!-- made: NAME -->` and `<!-- /made -->`; MAKERS says what stands between. A part without anything to
-say (a measurement that has not been taken) is empty, heading included. A file of benchmarks/results/ is shown where a maker knows its
-layout, or when it holds `"table": {"title": ..., "columns": [...], "rows": [[...]], "note": ...}`.
+say (a measurement that has not been taken) is empty, heading included. A file of benchmarks/results/ is shown where `shown_result` knows its
+name, or when it holds `"table": {"title": ..., "columns": [...], "rows": [[...]], "note": ...}`.
 """
 
 from __future__ import annotations
@@ -56,32 +56,8 @@ def made(text: str) -> str:
 # -- the parts ----------------------------------------------------------------------------------------------------------
 
 
-def picture() -> str:
-    image = ROOT / "docs" / "images" / "report.png"
-    return f"![The report of the run](docs/images/{image.name})" if image.exists() else ""
-
-
 def quickstart() -> str:
     return f"```yaml\n{(ROOT / 'configs' / 'quickstart.yaml').read_text(encoding='utf-8').strip()}\n```"
-
-
-def works() -> str:
-    """Families and the tasks of their domain, with how many recorded checkpoints the parity tests compare."""
-    from jaxtune.core.component import OneOf
-    from jaxtune.models import FAMILIES
-    from jaxtune.models.family import family_class
-    from jaxtune.tasks import TASKS
-
-    index = ROOT / "tests" / "references"
-    recorded = Counter(json.loads(path.read_text(encoding="utf-8"))["model_type"] for path in sorted(index.glob("*/config.json")))
-    tasks = {name: OneOf(TASKS).find(name).domain for name in TASKS}  # type: ignore[attr-defined]
-    rows = []
-    for model_type in FAMILIES:
-        domain = family_class(model_type).domain
-        rows.append(
-            (f"`{model_type}`", domain, ", ".join(f"`{task}`" for task, own in tasks.items() if own == domain), recorded[model_type])
-        )
-    return table(("`model_type`", "reads", "task", "checkpoints compared with PyTorch"), rows)
 
 
 def commands() -> str:
@@ -195,31 +171,71 @@ def setting_table(rows: Any) -> str:
 
 def measured() -> str:
     """The README's section of measurements: every result there is, or nothing."""
-    parts = [
-        shown
-        for path in sorted(RESULTS.glob("*.json"))
-        if path.stem != "freezing" and (shown := result_table(json.loads(path.read_text(encoding="utf-8"))))
-    ]
+    parts = [shown for path in sorted(RESULTS.glob("*.json")) if (shown := shown_result(path.stem, json.loads(path.read_text("utf-8"))))]
     return "\n\n".join(["## Measured", *parts]) if parts else ""
+
+
+def shown_result(name: str, result: Mapping[str, Any]) -> str:
+    """One result as markdown, or nothing where its layout is not known or it is not complete."""
+    if "table" in result:
+        it = result["table"]
+        return "\n\n".join(filter(None, (f"### {it['title']}", table(it["columns"], it["rows"]), it.get("note", ""))))
+    shown = {"encoder_cpu": encoder, "freezing": freezing_result, "kill_resume": kills, "broken_experiments": broken}.get(name)
+    return shown(result) if shown else ""
 
 
 def freezing() -> str:
     path = RESULTS / "freezing.json"
-    return freezing_table(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ""
+    return freezing_table(json.loads(path.read_text("utf-8"))) if path.exists() else ""
 
 
-def result_table(result: Mapping[str, Any]) -> str:
-    """One result as markdown, or nothing where its layout is not known."""
-    if "table" in result:
-        shown = result["table"]
-        return "\n\n".join(filter(None, (f"### {shown['title']}", table(shown["columns"], shown["rows"]), shown.get("note", ""))))
-    return encoder_table(result) if result.get("steps") and result.get("epochs") else ""
+def freezing_result(result: Mapping[str, Any]) -> str:
+    return f"### What freezing saves\n\n{freezing_table(result)}"
 
 
-def encoder_table(result: Mapping[str, Any]) -> str:
-    """benchmarks/encoder_cpu.py."""
+def freezing_table(result: Mapping[str, Any]) -> str:
+    """What the compiler says, which has no spread; times depend on the machine's other work and stay in the JSON."""
+    machine = result["machine"]
+    rows = [
+        (row["trained"], f"{row['parameters']:,}", row["how"], f"{row['gflop']:.1f}", f"{row['temporaries_mib']:.0f} MiB", f"{row['arguments_mib']:.0f} MiB")
+        for row in result["rows"]
+    ]  # fmt: skip
+    return (
+        "MiniLM, one training step of 32 x 128 tokens in bfloat16, compiled for the CPU (`benchmarks/freezing.py`, "
+        f"{result['date'][:10]}, {machine['processor']}, {machine['cores']} cores, jax {machine['jax']}). *split* is what jaxtune does; *masked* is the "
+        "same step with optax masking, which computes every gradient. The figures are the compiler's, so they have no spread.\n\n"
+        + table(("trained", "parameters", "how", "GFLOP", "temporary memory", "state and batch"), rows)
+    )
+
+
+def kills(result: Mapping[str, Any]) -> str:
+    signals = ", ".join(f"{count} by {name}" for name, count in result["signals"].items())
+    moments = table(("killed", "times"), list(result["moments"].items()))
+    return (
+        f"### Killed and resumed\n\nA run of {result['steps_of_the_run']} steps, killed and resumed in {result['trials']} trials ({signals}): "
+        f"{result['bit_equal']} of {result['trials']} ended bit-equal to the undisturbed run in parameters, optimizer state, metrics, predictions and "
+        f"export (`benchmarks/kill_resume.py`, {result['date']}, {result['machine']['processors']} cores).\n\n{moments}"
+    )
+
+
+def broken(result: Mapping[str, Any]) -> str:
+    slowest = {
+        limit: max(row["processor_seconds"] for row in result["rows"] if row["limit_seconds"] == limit)
+        for limit in sorted({row["limit_seconds"] for row in result["rows"]})
+    }
+    times = ", ".join(f"{seconds:.1f} s where {limit:g} s are allowed" for limit, seconds in slowest.items())
+    return (
+        f"### Wrong experiments\n\n{result['passed']} of {result['cases']} broken experiments are answered with the documented message and exit code, in "
+        f"time, and leave nothing behind ([errors](docs/errors.md), `benchmarks/broken_experiments.py`). Slowest, in processor seconds: {times}."
+    )
+
+
+def encoder(result: Mapping[str, Any]) -> str:
+    """benchmarks/encoder_cpu.py, when it has run to its end."""
+    if not (result.get("complete", True) and result.get("steps") and result.get("epochs", {}).get("variants")):
+        return ""
     machine, epochs = result["machine"], result["epochs"]
-    size = epochs["size"] if epochs.get("size") in result["steps"] else next(iter(result["steps"]))
+    size = epochs["size"] if epochs["size"] in result["steps"] else next(iter(result["steps"]))
     steps = result["steps"][size]
     step_rows = [
         (name, f"{row['step_seconds']:.2f} ({row['step_seconds_p10']:.2f} to {row['step_seconds_p90']:.2f})",
@@ -231,48 +247,32 @@ def encoder_table(result: Mapping[str, Any]) -> str:
         for name, row in epochs["variants"].items()
     ]
     ratios = [
-        f"- {where}: {name}: {row['ratio']:.2f} x"
+        f"- {where}, {name}: {row['ratio']:.2f} x{spread(row)}"
         for where, found in ((f"step of {size}", steps), ("epoch", epochs))
         for name, row in found["ratios"].items()
     ]
-    versions = ", ".join(f"{name} {version}" for name, version in flat(result["versions"]).items())
+    busy = [share for part in (*steps["variants"].values(), *epochs["variants"].values()) for share in flat(part["others_share"])]
     return "\n\n".join(
         (
             "### Speed of full fine-tuning on the CPU",
-            "MiniLM-L6 on BBC News, every side in a process of its own on the same cores, steps in alternating rounds "
-            f"(`benchmarks/encoder_cpu.py`). {machine['cpu']}, {machine['cores']} cores, {result['date'][:10]}.",
+            "MiniLM on BBC News; every side in a process of its own on the same cores, steps in alternating rounds (`benchmarks/encoder_cpu.py`, "
+            f"{result['date'][:10]}, {machine['cpu']}, {machine['cores']} cores). Other processes had up to {max(busy, default=0):.0%} of the machine.",
             f"One step of {size} (rows x tokens, no padding), median and 10th to 90th percentile:",
             table(("", "seconds per step", "examples/s", "peak GiB"), step_rows),
             f"Whole epochs of {epochs['rows']} rows, each side's own batching:",
             table(("", "seconds of the last epoch", "examples/s", "test accuracy"), epoch_rows),
             "Examples per second of jaxtune over the other's:",
             "\n".join(ratios),
-            f"Versions: {versions}." if versions else "",
         )
-    ).strip()
-
-
-def flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with words joined by a space."""
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        out |= flat(value, f"{before}{name} ") if isinstance(value, Mapping) else {f"{before}{name}": value}
-    return out
-
-
-def freezing_table(result: Mapping[str, Any]) -> str:
-    """benchmarks/freezing.py."""
-    machine = result["machine"]
-    rows = [
-        (row["trained"], row["how"], f"{row['parameters']:,}", f"{row['gflop']:.1f}", f"{row['temporaries_mib']:.0f}",
-         f"{row['arguments_mib']:.0f}", f"{row['step_milliseconds']:.0f}")
-        for row in result["rows"]
-    ]  # fmt: skip
-    head = ("trains", "how", "parameters", "GFLOP a step", "temporary MiB", "state and batch MiB", "ms a step (median)")
-    return (
-        f"MiniLM-L6, 32 rows x 128 tokens, bfloat16 (`benchmarks/freezing.py`; {machine['processor']}, {machine['cores']} cores, "
-        f"{result['date'][:10]}):\n\n{table(head, rows)}"
     )
+
+
+def spread(row: Mapping[str, Any]) -> str:
+    return f" (rounds {', '.join(f'{value:.2f}' for value in row['rounds'])})" if row.get("rounds") else ""
+
+
+def flat(shares: Any) -> list[float]:
+    return [share for share in (shares if isinstance(shares, list) else [shares]) if share is not None]
 
 
 def table(head: Row, rows: Sequence[Row]) -> str:
@@ -283,9 +283,7 @@ def table(head: Row, rows: Sequence[Row]) -> str:
 
 
 MAKERS: Mapping[str, Callable[[], str]] = {
-    "picture": picture,
     "quickstart": quickstart,
-    "works": works,
     "measured": measured,
     "commands": commands,
     "exit-codes": exit_codes,

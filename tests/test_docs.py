@@ -6,6 +6,7 @@ are printed: Python blocks in order in one namespace, blocks that begin with a f
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -22,9 +23,14 @@ from safetensors.numpy import load_file, save_file
 import jaxtune
 from jaxtune.cli.main import app, main
 from jaxtune.config.write import to_yaml
+from jaxtune.core.paths import select
 from jaxtune.data.sources.text_folder import TextFolder
 from jaxtune.experiment import Experiment, load_experiment
+from jaxtune.layers import stack
+from jaxtune.layers.stack import StackOptions
 from jaxtune.models import FAMILIES
+from jaxtune.models.blueprint import Blueprint
+from jaxtune.models.load import maker, open_base
 from jaxtune.parallel import hosts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,7 +160,7 @@ def test_the_quickstart_in_python_is_that_of_the_yaml(place: Path, capsys: pytes
     assert ours.numbers["best_step"] == theirs.numbers["best_step"]
     capsys.readouterr()
     play(page, [*api_blocks("A finished run"), *api_blocks("Errors")], place, names)
-    assert names["measured"].metrics == pytest.approx(ours.validation)
+    assert names["measured"].metrics == ours.validation
     assert 'did you mean "data.batch_size"?' in capsys.readouterr().out
     assert (place / "my-model" / "model.safetensors").exists() and len(names["found"].ids) == 2
 
@@ -165,3 +171,135 @@ def test_the_quickstart_in_python_is_that_of_the_yaml(place: Path, capsys: pytes
 @pytest.mark.parametrize("page", sorted((DOCS / "extend").glob("*.md")), ids=lambda page: page.stem)
 def test_extensions_work_as_printed(page: Path, place: Path) -> None:
     play(page, blocks(page), place, {"__name__": "page"})
+
+
+def test_commands_work_as_printed(place: Path) -> None:
+    (place / "reviews.csv").write_text(
+        "text,label\n" + "".join(f"a {word} film number {n},{word}\n" for n in range(30) for word in ("good", "bad"))
+    )
+    (place / "new.csv").write_text("text\nthe team and the game\na new film\n")
+    play(DOCS / "commands.md", blocks(DOCS / "commands.md"), place, {})
+    written = {path.name for path in (place / "runs" / "quickstart").iterdir()}
+    table = re.findall(r"^\| (`.*?) \|", (DOCS / "commands.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = {name.rstrip("/") for cell in table for name in re.findall(r"`([\w./]+)`", cell)}
+    assert written - {"lock"} <= told and told <= written | {"plots"}, (written, told)
+    play(DOCS / "reproduce.md", blocks(DOCS / "reproduce.md")[:1], place, {})
+    first, again = (json.loads((place / "runs" / name / "result.json").read_text()) for name in ("quickstart", "again"))
+    assert [first[split] for split in ("validation", "test")] == [again[split] for split in ("validation", "test")]
+
+
+def test_patterns_of_the_freezing_page_mean_something(place: Path) -> None:
+    model = open_base(str(place / "model")).family
+    shapes = Blueprint.of(maker(model, 3, seed=0, options=StackOptions(), dtype="float32")).params
+    names = [name for key in shapes for name in stack.names(key)]
+    found = [
+        pattern for block in blocks(DOCS / "freezing.md") for pattern in re.findall(r'"(.*?)"', block.text) if block.language == "yaml"
+    ]
+    assert len(found) >= 6
+    for pattern in found:
+        assert select(names, [pattern.replace("{4-5}", "{0-5}").removeprefix("!")])
+
+
+# -- what pages name --------------------------------------------------------------------------------------------------------
+
+
+def test_the_map_names_every_package() -> None:
+    text = (DOCS / "map.md").read_text(encoding="utf-8")
+    packages = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "jaxtune").glob("*/__init__.py")}
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jaxtune").glob("*.py") if not path.name.startswith("__")}
+    missing = [name for name in sorted(packages) if f"`{name}/`" not in text] + [name for name in sorted(files) if f"`{name}`" not in text]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = [
+        path for path in re.findall(r"`((?:jaxtune|tests|scripts|configs|benchmarks|docs)/[\w./-]*)", text) if not (ROOT / path).exists()
+    ]
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    missing += [link for link in links if not (page.parent / link).exists()]
+    commands = re.findall(r"(?:^|`)(?:\.venv/bin/)?jaxtune ([a-z-]+)", text, re.MULTILINE)
+    missing += [f"jaxtune {command}" for command in commands if command not in COMMANDS]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_page_names_a_machine_or_a_registry(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"/work/|/root/|/home/\w|/tmp/|https?://|localhost|\d+\.\d+\.\d+\.\d+:\d+", text) == []
+
+
+def test_every_extension_table_has_a_page_and_every_page_a_link() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page for page in PAGES[1:] if f"({page.relative_to(ROOT)})" not in readme] == []
+    assert [name for name in FAMILIES if not re.search(rf"\b{name}\b", readme)] == []
+
+
+# -- what is made from code and measurements --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_docs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("make_docs")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_made_parts_are_up_to_date(page: Path, make_docs: Any) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert make_docs.made(text) == text, f"{page.name} is out of date: .venv/bin/python scripts/make_docs.py"
+
+
+def test_the_readme_shows_the_shipped_experiment() -> None:
+    shown = next(block.text for block in blocks(ROOT / "README.md") if block.language == "yaml")
+    assert shown == (ROOT / "configs" / "quickstart.yaml").read_text(encoding="utf-8")
+
+
+def test_results_are_shown_only_when_there_are_some(make_docs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_docs, "RESULTS", tmp_path)
+    page = "a\n<!-- made: measured -->\nold\n<!-- /made -->\nb\n"
+    assert make_docs.made(page) == "a\n<!-- made: measured -->\n<!-- /made -->\nb\n"
+    (tmp_path / "other.json").write_text('{"rows": []}')
+    assert make_docs.measured() == ""
+    shown = {"title": "Accuracy", "columns": ["seed", "f1"], "rows": [[0, "0.97"], [1, "a|b"]], "note": "Three seeds."}
+    (tmp_path / "quickstart.json").write_text(json.dumps({"table": shown}))
+    made = make_docs.made(page)
+    assert "## Measured\n\n### Accuracy\n\n| seed | f1 |\n|---|---|\n| 0 | 0.97 |\n| 1 | a\\|b |\n\nThree seeds.\n\n<!-- /made -->" in made
+    assert make_docs.made(made) == made
+
+
+def test_the_speed_comparison_is_shown_when_it_has_run_to_its_end(make_docs: Any) -> None:
+    step = {
+        "step_seconds": 1.0,
+        "step_seconds_p10": 0.9,
+        "step_seconds_p90": 1.2,
+        "examples_per_second": 32.0,
+        "peak_gib": 1.5,
+        "others_share": [0.01],
+    }
+    epoch = {"last_epoch_seconds": 40.0, "examples_per_second": 38.9, "accuracy": {"validation": 0.97, "test": 0.98}, "others_share": None}
+    ratio = {"jaxtune best / transformers best": {"ratio": 2.5, "between": ["a", "b"], "rounds": [2.4, 2.6]}}
+    result = {
+        "date": "2026-01-02T00:00:00", "machine": {"cpu": "some cpu", "cores": 2}, "complete": True,
+        "steps": {"32x256": {"variants": {"jaxtune bfloat16": step}, "ratios": ratio}},
+        "epochs": {"size": "32x256", "rows": 1557, "variants": {"jaxtune bfloat16": epoch}, "ratios": {}},
+    }  # fmt: skip
+    shown = make_docs.shown_result("encoder_cpu", result)
+    assert (
+        "| jaxtune bfloat16 | 1.00 (0.90 to 1.20) | 32.0 | 1.50 |" in shown
+        and "2.50 x (rounds 2.40, 2.60)" in shown
+        and "up to 1%" in shown
+    )
+    assert make_docs.shown_result("encoder_cpu", result | {"complete": False}) == ""
+
+
+def test_public_names_are_what_they_say_whatever_was_imported_first() -> None:
+    """`jaxtune.run` names a function, and a module of the same name exists."""
+    import jaxtune.api  # imports the module jaxtune.run
+
+    for name in jaxtune.__all__:
+        assert callable(getattr(jaxtune, name)), name
+    from jaxtune.run import resume
+
+    assert callable(resume) and callable(jaxtune.run)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtune.core.errors import ConfigError
 from jaxtune.core.paths import matches, select
 from jaxtune.layers import stack
-from jaxtune.training.optimizers.base import Groups, Optimizer
+from jaxtune.training.optimizers.base import NO_DECAY, Groups, Optimizer
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,12 @@ def choose(params: Mapping[str, jax.ShapeDtypeStruct], patterns: Sequence[str], 
 
 
 def groups(trainable: Sequence[str], optimizer: Optimizer) -> Groups:
-    """Which trainable arrays decay and which are stacked."""
-    if "no_decay" in optimizer.model_fields_set:
+    """Which trainable arrays decay and which are stacked.
+
+    Raises:
+        ConfigError: a pattern of no_decay matches nothing; only the usual ones may, where no bias or norm trains.
+    """
+    if optimizer.no_decay != NO_DECAY:
         select([stack.names(key)[0] for key in trainable], optimizer.no_decay, "optimizer.no_decay: pattern")
     decayed = frozenset(key for key in trainable if not matches(stack.names(key)[0], optimizer.no_decay))
     return Groups(decayed, frozenset(key for key in trainable if stack.is_stacked(key)))

@@ -81,6 +81,14 @@ def depth(name: str) -> int:
     return int(name.split(".")[1]) + 1 if name.startswith("layers.") else 0 if name.startswith("embeddings") else 5
 
 
+def test_the_usual_names_need_not_occur_even_when_written_out() -> None:
+    """A resolved experiment names `*.scale`, and a phase that trains a head alone has none; a name of one's own must occur."""
+    written = tiny.adamw(no_decay=("*.bias", "*.scale"))
+    assert groups(["head.kernel", "head.bias"], written).decayed == {"head.kernel"}
+    with pytest.raises(ConfigError, match='no_decay: pattern "norm'):
+        groups(["head.kernel"], tiny.adamw(no_decay=("norm.*",)))
+
+
 def test_rate_scales() -> None:
     found = rate_scales(list(SIZES), tiny.adamw(layer_decay=0.5, head_rate=3.0), depth, 4)
     assert found["head.out.kernel"] == found["head.out.bias"] == 3.0
