@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "broken_experiments.json"
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "cli")]
 
-import tiny_run  # noqa: E402  the folder must be on the path first
-from broken_cases import DEVICES, cases, lay_out  # noqa: E402  the folder must be on the path first
+import tiny_run
+from broken_cases import DEVICES, cases, lay_out
 
 
 def main() -> int:

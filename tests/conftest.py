@@ -9,7 +9,6 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -47,20 +46,8 @@ def tiny_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tiny_run.write_all(tmp_path)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What `jaxtune train tiny.yaml --json` left behind. Tests read it and change nothing."""
-
-    folder: Path  # of the experiment
-    done: tiny_run.Done
-
-    @property
-    def run(self) -> Path:
-        return self.folder / "runs" / "tiny"
-
-
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tiny_run.Trained:
     """One undisturbed run of the tiny experiment by the command line, made once for all test processes."""
 
     def make(folder: Path) -> None:
@@ -69,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         done.write(folder / "done.json")
 
     folder = once(tmp_path_factory, "trained", make)
-    return Trained(folder, tiny_run.Done.read(folder / "done.json"))
+    return tiny_run.Trained(folder, tiny_run.Done.read(folder / "done.json"))
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

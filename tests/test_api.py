@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny_run
-from conftest import Trained
+from tiny_run import Trained
 
 import jaxtune
 from jaxtune.api import LoadedModel
@@ -91,7 +92,7 @@ def test_evaluation_gives_predictions_too(trained: Trained):
 
 def test_the_training_data_are_not_needed(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     moved = tiny_run.copy(trained.folder, tmp_path / "moved")
-    __import__("shutil").rmtree(moved / "texts")
+    shutil.rmtree(moved / "texts")
     monkeypatch.chdir(moved)
     loaded = jaxtune.load_model("runs/tiny")
     assert said(loaded, jaxtune.predict(loaded, TEXTS)) == BEST

@@ -219,7 +219,8 @@ def test_what_a_page_names_exists(page: Path) -> None:
     ]
     links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
     missing += [link for link in links if not (page.parent / link).exists()]
-    commands = re.findall(r"(?:^|`)(?:\.venv/bin/)?jaxtune ([a-z-]+)", text, re.MULTILINE)
+    fenced = "".join(block.text for block in blocks(page) if block.language in ("", "bash"))
+    commands = re.findall(r"`jaxtune ([a-z-]+)", text) + re.findall(r"^(?:\.venv/bin/)?jaxtune ([a-z-]+)", fenced, re.MULTILINE)
     missing += [f"jaxtune {command}" for command in commands if command not in COMMANDS]
     assert missing == []
 

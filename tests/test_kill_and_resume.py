@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import tiny_run
-from conftest import Trained
 from killing import Moment, after_step, before_the_proof, differences, in_a_save, last_step, strike, when_there
+from tiny_run import Trained
 
 
 def state(folder: Path) -> dict[str, Any]:

@@ -150,6 +150,18 @@ class Done:
         return json.loads(self.stdout)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What `jaxtune train tiny.yaml --json` left behind. Tests read it and change nothing."""
+
+    folder: Path  # of the experiment
+    done: tiny_run.Done
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "runs" / "tiny"
+
+
 def run(*words: object, folder: Path, devices: int = 1) -> Done:
     """`jaxtune WORDS` in a process of its own, in `folder`."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:

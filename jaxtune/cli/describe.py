@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxtune.cli.output import Output
+from jaxtune.cli.subjects import family, run_folder
 from jaxtune.config.describe import Description, describe, find, table_name, tables
 from jaxtune.config.editor import schema as schema_of
 
 ROOT = "jaxtune.experiment:Experiment"
-HOOKS: list[Callable[[str], Description | None]] = []  # things that are no settings: model families, runs
+HOOKS: list[Callable[[str], Description | None]] = [family, run_folder]  # things that are no settings
 
 
 def run(output: Output, thing: str | None, schema: bool) -> dict[str, Any]:

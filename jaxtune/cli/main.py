@@ -169,7 +169,10 @@ def export(
 def describe(
     thing: Annotated[
         str | None,
-        typer.Argument(metavar="THING", help="A section (data), setting (phases.optimizer), table (optimizers) or kind (adamw)."),
+        typer.Argument(
+            metavar="THING",
+            help="A section (data), setting (phases.optimizer), table (optimizers), kind (adamw), family (bert) or run folder.",
+        ),
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of an experiment, for editors.")] = False,
     json: Json = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_head_that_fits_is_kept(tiny_experiment: Path, capsys: pytest.CaptureF
 def test_a_tracker_that_cannot_work_is_found_before_training(
     tiny_experiment: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
     assert main(["train", "tiny.yaml", "tracking=[tensorboard]"]) == 2
     assert capsys.readouterr().err == (
         'error: tracking: kind tensorboard needs the package tensorboardX; install it with: pip install "jaxtune[track]"\n'

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
-from conftest import Trained
+from tiny_run import Trained
 
 from jaxtune.cli.main import main
 

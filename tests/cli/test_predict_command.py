@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_run
-from conftest import Trained
+from tiny_run import Trained
 
 from jaxtune.cli.main import main
 

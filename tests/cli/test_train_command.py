@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny_run
-from conftest import Trained
 from safetensors.numpy import load_file
+from tiny_run import Trained
 
 from jaxtune.cli.main import main
 from jaxtune.config.read import read
