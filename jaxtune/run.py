@@ -23,7 +23,7 @@ from jaxtune.models.export import export
 from jaxtune.parallel import hosts
 from jaxtune.prepare import prepare
 from jaxtune.recorder import Recorder
-from jaxtune.run_folder import RunFolder
+from jaxtune.run_folder import RunFolder, runs_folder
 from jaxtune.session import Session
 from jaxtune.tasks.base import HF_PROBLEM
 from jaxtune.training.loop import Goal, Progress, Schedule, train_phase
@@ -72,10 +72,11 @@ def run(
         ConfigError, DataError: before anything is trained or written.
         JaxtuneError: what stopped the run; state.json in the folder tells what it left.
     """
+    place = runs_folder(runs_dir)
     hosts.start()
     session = Session.open(prepare(experiment), experiment.mesh.build())
     session.check()
-    with RunFolder.create(Path(runs_dir), name or experiment.name) as folder:
+    with RunFolder.create(place, name or experiment.name) as folder:
         folder.write("resolved.yaml", to_yaml(experiment))
         folder.write("experiment.yaml", given if given is not None else to_yaml(experiment))
         return execute(session, folder, watch)

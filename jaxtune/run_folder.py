@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -196,6 +197,19 @@ class RunFolder:
         except (OSError, ValueError, KeyError):
             earlier = []
         self.write_json(path.name, {"starts": [*earlier, start]})
+
+
+def runs_folder(place: str | Path) -> Path:
+    """Where run folders are made.
+
+    Raises:
+        ConfigError: it is no folder of this machine, such as a bucket, which would become a folder called "gs:".
+    """
+    if re.match(r"[a-z][a-z0-9+]*:/", str(place)):
+        raise ConfigError(
+            f'--runs-dir: "{place}" is no folder of this machine; name one (mount the bucket, or copy the run there afterwards)'
+        )
+    return Path(place)
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

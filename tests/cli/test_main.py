@@ -74,7 +74,7 @@ def test_python_m_jaxtune_and_the_version(capsys: pytest.CaptureFixture[str]):
 
 
 def test_arguments_reach_the_command(body: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("jaxtune.cli.main._judge", lambda experiment, overrides: None)
+    monkeypatch.setattr("jaxtune.cli.calling.judge", lambda experiment, overrides: None)
     seen: dict[str, Any] = {}
     for command in ("train", "preview", "evaluate", "predict", "resume", "export"):
         body(lambda output, **arguments: seen.update(arguments) or {}, command)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_run
 
 from jaxtune.cli.columns import classes, find_problem
 from jaxtune.cli.look import find_source
@@ -207,3 +208,14 @@ def test_delimiters_and_encodings(tmp_path: Path):
         assert find_source(str(tmp_path / name)).get("delimiter", ",") == mark
     (tmp_path / "e.csv").write_bytes("text,label\ncaf\xe9 bar,x\nb,y\n".encode("cp1252"))
     assert find_source(str(tmp_path / "e.csv"))["encoding"] == ["utf-8", "cp1252"]
+
+
+def test_what_it_writes_can_be_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    tiny_run.write_model(tmp_path / "model")
+    write_csv(tmp_path / "reviews.csv", text=texts(160, longest=6), label=["good", "bad"] * 80)
+    assert main(["new", "--data", "reviews.csv", "--base", "model"]) == 0
+    capsys.readouterr()
+    assert main(["check", "reviews.yaml", "data.max_tokens=24", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert sum(told["data"]["rows"].values()) == 160 and told["model"]["base"] == "model"
