@@ -18,6 +18,7 @@ from jaxtune.core.folders import cache_folder
 _STARTED = False
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 SMALL_MACHINE = 12 << 30  # bytes
+SPARE_MIB = (256, 64, 64, 64, 64)
 
 
 def start(compile_cache: Path | None = None) -> None:
@@ -40,8 +41,8 @@ def keep_freed_memory() -> None:
     """On a Linux CPU: what a step frees stays with the process for the next step, in huge pages.
 
     XLA allocates a step's temporaries anew every time; given back to the system between steps, their pages fault in again. A step of
-    MiniLM at 32 x 128 in bfloat16: 165,000 faults and 0.84 s without this, none and 0.63 s with it (benchmarks/step_profile.py --faults).
-    It costs memory, two to three times a step's temporaries, so small machines are left alone. It must come before the backend's
+    MiniLM at 32 x 128 in bfloat16: 165,000 faults and 0.84 s without this, none and 0.63 s with it (benchmarks/step_operations.py).
+    It costs memory, two to four times a step's temporaries, so small machines are left alone. It must come before the backend's
     threads exist, because each takes the arena that there is when it first allocates.
     """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if sys.platform == "linux" else 0
@@ -61,6 +62,10 @@ def keep_freed_memory() -> None:
             start = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
             library.madvise(start, (block + room - start) // mmap.PAGESIZE * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
             library.free(block)
+        # small pieces shall be cut from these, not from the block that the next step wants whole; what parts them stays
+        spare = [(library.malloc(size << 20), library.malloc(mmap.PAGESIZE)) for size in SPARE_MIB]
+        for piece, _ in spare:
+            library.free(piece)
 
 
 def expects_cpu() -> bool:
