@@ -72,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="cores and threads for every side")
+    parser.add_argument("--keep", action="store_true", help="keep what the file of results has of the parts that are not measured now")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: only to see that everything runs")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/encoder_cpu.json, none with --quick")
     options = parser.parse_args()
@@ -135,7 +136,9 @@ class Bench:
         before = usage()
         with open(folder / "log.txt", "w") as log:
             command = [self.pythons[variant.side], "-m", RUNNERS[variant.side], str(folder / "job.json")]
-            code = subprocess.run(command, cwd=HERE, env=self.environment(), stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+            code = subprocess.run(
+                command, cwd=HERE, env=self.environment(variant), stdout=log, stderr=subprocess.STDOUT, check=False
+            ).returncode
         if code or not job.output.exists():
             lines = (folder / "log.txt").read_text().strip().splitlines()
             self.failures.append({"job": f"{mode} {size} {variant.name}", "error": lines[-1] if lines else f"exit code {code}"})
@@ -145,10 +148,13 @@ class Bench:
         self.versions[variant.side] = outcome.pop("versions")
         return {**outcome, **shares(before, usage())}
 
-    def environment(self) -> dict[str, str]:
-        """Compilation caches start empty; nothing reaches for the network."""
+    def environment(self, variant: Variant) -> dict[str, str]:
+        """Compilation caches start empty; nothing reaches for the network. jaxtune's memory lies in huge pages, as its commands see to."""
+        from jaxtune.cli.process import VARIABLE, WISH
+
+        own = {VARIABLE: WISH} if variant.side == "jaxtune" else {}
         threads = str(self.options.threads)
-        return os.environ | {
+        return os.environ | own | {
             "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "JAXTUNE_CACHE": str(self.folder / "cache"),
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"), "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -246,6 +252,9 @@ def main() -> None:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": machine(), "settings": settings,
         "commit": commit(), "load_before": os.getloadavg(), "versions": {}, "steps": {}, "epochs": {}, "anatomy": {}, "failures": [], "complete": False,
     }  # fmt: skip
+    if options.keep and options.json is not None and options.json.is_file():
+        earlier = json.loads(options.json.read_text(encoding="utf-8"))
+        result |= {name: earlier[name] for name in (*PHASES, "versions") if name not in options.only} | {"earlier": earlier["date"]}
     with tempfile.TemporaryDirectory(prefix="encoder_cpu_") as folder:
         bench = Bench(options, Path(folder))
         bench.prepare()
@@ -272,7 +281,7 @@ def main() -> None:
 
 def save(path: Path | None, result: dict[str, Any], bench: Bench) -> None:
     """After every part, so that an interrupted run leaves what it has."""
-    result |= {"versions": bench.versions, "failures": bench.failures}
+    result |= {"versions": {**result["versions"], **bench.versions}, "failures": bench.failures}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxtune.experiment import Experiment, load_experiment
     from jaxtune.models.family import Family
     from jaxtune.run import run
+    from jaxtune.search.run import search
     from jaxtune.tasks.base import Task
     from jaxtune.training.train import train
 
@@ -24,6 +25,7 @@ _HOMES = {
     "Experiment": "jaxtune.experiment",
     "load_experiment": "jaxtune.experiment",
     "run": "jaxtune.run",
+    "search": "jaxtune.search.run",
     "train": "jaxtune.training.train",
     "load_model": "jaxtune.api",
     "export_model": "jaxtune.api",
@@ -36,7 +38,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Experiment", "Family", "JaxtuneError", "Task", "Weighted", "evaluate", "export_model", "load_experiment", "load_model", "predict", "run", "train",
+    "Experiment", "Family", "JaxtuneError", "Task", "Weighted", "evaluate", "export_model", "load_experiment", "load_model", "predict", "run", "search", "train",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

@@ -20,7 +20,7 @@ from jaxtune.data.examples import Examples
 from jaxtune.data.plan import Plan, choose_widths
 from jaxtune.data.processor import Limits, Processor
 from jaxtune.data.report import label_report, split_report
-from jaxtune.data.scan import Scan, scan
+from jaxtune.data.scan import Cleaned, Scan, apply, scan
 from jaxtune.experiment import Experiment
 from jaxtune.models.load import Base, check_licence, open_base
 from jaxtune.models.settings import NewModel
@@ -67,6 +67,12 @@ class Prepared(Subject):
         """Tokens of a record before cutting; 0 without tokens."""
         lengths = next(iter(self.splits.values())).facts.get("full_length")
         return 0 if lengths is None else int(lengths[record])
+
+    @property
+    def known_of_rows(self) -> dict[str, Any]:
+        """What predictions carry of every record beside its label: the content key, and the length before cutting where there are tokens."""
+        lengths = next(iter(self.splits.values())).facts.get("full_length")
+        return {"key": self.scanned.keys} | ({} if lengths is None else {"tokens": np.asarray(lengths).tolist()})
 
     def plan(self, split: str, *, divisor: int, training: bool, seed: int = 0) -> Plan:
         """The order of a split's batches; every batch's rows divide by `divisor`.
@@ -118,7 +124,7 @@ def prepare(experiment: Experiment, *, cache: Path | None = None) -> Prepared:
         source_rows=scanned.records.rows,
     )
     names = task.find_labels([values[i] for i in parts["train"]], scanned.records.label_names.get(task.label, ()))
-    key = disk.fingerprint({"source": data.source.fingerprint(), "transforms": [repr(t) for t in data.transforms], "columns": task.columns})
+    key = data_fingerprint(experiment)
     limits = Limits(limit, data.over_length, cache or cache_folder("data"), key)
     encoded = task.encode(scanned.records, names, processor, limits)
     splits = take(encoded.examples, encoded.kept, parts)
@@ -135,6 +141,28 @@ def prepare(experiment: Experiment, *, cache: Path | None = None) -> Prepared:
     if counts is not None:
         task = task.model_copy(update={"loss": task.loss.fit(counts)})
     return Prepared(experiment, base, processor, task, names, scanned, splits, key, facts)
+
+
+def data_fingerprint(experiment: Experiment) -> str:
+    """Of source, transforms and columns: equal for equal records in the same order."""
+    data = experiment.data
+    return disk.fingerprint(
+        {"source": data.source.fingerprint(), "transforms": [repr(t) for t in data.transforms], "columns": experiment.task.columns}
+    )
+
+
+def open_records(experiment: Experiment) -> Cleaned:
+    """The records as `prepare` numbers them, without model and tokenizer: for looking at what a run has predicted.
+
+    Raises:
+        ConfigError, DataError: they are not there.
+    """
+    source, transforms = experiment.data.source.open(), experiment.data.transforms
+    rows = [row for row in range(len(source)) if apply(transforms, source[row]) is not None] if transforms else range(len(source))
+    fields = source.fields
+    for transform in transforms:
+        fields = transform.fields_after(fields)
+    return Cleaned(source, tuple(transforms), np.array(rows, np.int64), fields)
 
 
 def open_subject(experiment: Experiment, names: tuple[str, ...]) -> Subject:

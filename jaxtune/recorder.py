@@ -6,7 +6,7 @@ import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,15 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class Adjusted:
+    """Somebody changed the run; with `problems` it was refused."""
+
+    step: int
+    changes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Measured:
     """The best checkpoint on a whole split, at the end."""
 
@@ -76,14 +85,15 @@ class Recorder:
     def open(self, step: int) -> None:
         """Opens metrics.jsonl and the trackers; rows after `step` are taken back."""
         if hosts.is_primary():
+            self.folder.evaluations.drop_after(step)
             self.trackers = Trackers(self.experiment.tracking, self.folder.path, self.experiment.model_dump(mode="json"), step)
 
     # -- what happens ---------------------------------------------------------------------------------------------------
 
     def phase(self, session: Session, stage: Stage, progress: Progress) -> None:
         legs = tuple(
-            Leg(", ".join(phase.train), session.steps(number), session.plan(number).steps())
-            for number, phase in enumerate(self.experiment.phases)
+            Leg(", ".join(phase.train), session.steps(number, progress), session.plan(number).steps())
+            for number, phase in enumerate(session.prepared.experiment.phases)
         )
         started = PhaseStarted(
             self.experiment.name,
@@ -121,6 +131,11 @@ class Recorder:
             self.open(to)
         self.watch(Resumed(to, ()))
 
+    def adjusted(self, step: int, changes: Sequence[str], problems: Sequence[str]) -> None:
+        """What somebody asked of the run, and whether it was taken up."""
+        self.folder.event("refused" if problems else "adjusted", step=step, changes=list(changes), problems=list(problems))
+        self.watch(Adjusted(step, tuple(changes), tuple(problems)))
+
     def event(self, event: Stepped | Evaluated | Saved | Decided) -> None:
         if isinstance(event, Stepped):
             self.stepped(event)
@@ -139,10 +154,16 @@ class Recorder:
                 "step": event.step, "split": "train", "loss": event.loss, "learning_rate": event.learning_rate,
                 "gradient_norm": event.gradient_norm, "examples": event.examples, "tokens": event.tokens,
                 "seconds": event.seconds, "wait_seconds": event.wait_seconds, "compiled": event.compiled,
+                **({"gradient_norm_by_part": event.part_norms} if event.part_norms else {}),
             }
         )  # fmt: skip
         if not event.finite:
             self.folder.event("skipped", step=event.step, loss=event.loss, gradient_norm=event.gradient_norm)
+
+    def slices(self, step: int, table: Sequence[Mapping[str, Any]]) -> None:
+        """How an evaluation turned out by class and by length."""
+        if hosts.is_primary():
+            self.folder.evaluations.append({"step": step, "split": "validation", "slices": list(table)})
 
     def result(self, split: str, step: int, metrics: Mapping[str, Any]) -> None:
         self.folder.event("measured", split=split, step=step, **{k: v for k, v in metrics.items() if isinstance(v, int | float)})

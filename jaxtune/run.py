@@ -11,12 +11,17 @@ from typing import Any
 
 import jax
 
+from jaxtune.adjust import Requests
 from jaxtune.checkpoint.store import Store
 from jaxtune.config.write import to_yaml
-from jaxtune.core.errors import DivergedError, Interrupted, JaxtuneError, NoCheckpointError, Preempted
+from jaxtune.core.errors import ConfigError, DivergedError, Interrupted, JaxtuneError, NoCheckpointError, Preempted
+from jaxtune.data.facts import FILE as FACTS
+from jaxtune.data.facts import recorded
+from jaxtune.evaluation.advice import write_advice
 from jaxtune.evaluation.predictions import write_predictions
 from jaxtune.evaluation.report import write_report
 from jaxtune.experiment import Experiment, load_experiment
+from jaxtune.findings import check_data, slice_table, slices_wanted
 from jaxtune.model_session import ModelSession
 from jaxtune.models.card import model_card
 from jaxtune.models.export import export
@@ -26,6 +31,7 @@ from jaxtune.recorder import Recorder
 from jaxtune.run_folder import RunFolder, runs_folder
 from jaxtune.session import Session
 from jaxtune.tasks.base import HF_PROBLEM
+from jaxtune.training.compile import device_memory
 from jaxtune.training.loop import Goal, Progress, Schedule, train_phase
 from jaxtune.training.signals import Signals
 from jaxtune.training.stage import Stage
@@ -59,7 +65,13 @@ def ignore(event: Any) -> None:
 
 
 def run(
-    experiment: Experiment, *, runs_dir: str | Path = "runs", name: str | None = None, given: str | None = None, watch: Watch = ignore
+    experiment: Experiment,
+    *,
+    runs_dir: str | Path = "runs",
+    name: str | None = None,
+    given: str | None = None,
+    watch: Watch = ignore,
+    lineage: Mapping[str, Any] | None = None,
 ) -> Result:
     """Trains an experiment in a new run folder.
 
@@ -67,6 +79,7 @@ def run(
         runs_dir: where the folder `<runs_dir>/<name>` is made, numbered when it exists.
         given: the experiment file's text, kept beside the resolved one.
         watch: is given every event as it happens.
+        lineage: the run that this one branches off, kept as lineage.json.
 
     Raises:
         ConfigError, DataError: before anything is trained or written.
@@ -79,6 +92,9 @@ def run(
     with RunFolder.create(place, name or experiment.name) as folder:
         folder.write("resolved.yaml", to_yaml(experiment))
         folder.write("experiment.yaml", given if given is not None else to_yaml(experiment))
+        folder.write_json(FACTS, facts_of(session))
+        if lineage is not None:
+            folder.write_json("lineage.json", lineage)
         return execute(session, folder, watch)
 
 
@@ -99,6 +115,18 @@ def resume(path: str | Path, *, watch: Watch = ignore) -> Result:
         return execute(session, folder, watch)
 
 
+def facts_of(session: Session) -> dict[str, Any]:
+    """What advice and pages ask about the data and the device, long after both are out of reach."""
+    prepared, plans = session.prepared, [session.plan(number) for number in range(len(session.prepared.experiment.phases))]
+    device = session.placement.mesh.devices.flat[0]
+    facts = recorded(
+        prepared.facts, prepared.splits, prepared.scanned.keys, plans[0],
+        phases=[(session.steps(number), plan.steps()) for number, plan in enumerate(plans)],
+        limit=prepared.limit, possible=prepared.base.family.max_tokens,
+    )  # fmt: skip
+    return {**facts, "device": {"platform": device.platform, "memory_bytes": device_memory(device)}}
+
+
 def execute(session: Session, folder: RunFolder, watch: Watch) -> Result:
     """Phases, the best checkpoint on the test split, the export; from where the folder's checkpoints end."""
     experiment, task = session.prepared.experiment, session.prepared.task
@@ -116,7 +144,10 @@ def execute(session: Session, folder: RunFolder, watch: Watch) -> Result:
             while True:
                 if not progress.ending:
                     train_one(session, stage, store, progress, goal, signals, watchdog, recorder)
-                if progress.ending == "rollback":
+                if progress.ending == "adjust":
+                    stage = session.adjust(stage, progress)
+                    recorder.phase(session, stage, progress)
+                elif progress.ending == "rollback":
                     stage, progress = roll_back(session, store, progress, recorder)
                 elif progress.ending == "run" or progress.phase + 1 == len(experiment.phases):
                     break
@@ -130,9 +161,13 @@ def execute(session: Session, folder: RunFolder, watch: Watch) -> Result:
             recorder.note_durable()
             with watchdog.section("evaluation"):
                 result = conclude(session, folder, store, progress, recorder)
+            with watchdog.section("evaluation"):
+                look_back(session, folder)
     except JaxtuneError as error:
         status = "preempted" if isinstance(error, Preempted) else "interrupted" if isinstance(error, Interrupted) else "failed"
         folder.set_state(status, reason=str(error), exit_code=error.exit_code)
+        if isinstance(error, DivergedError) and hosts.is_primary():
+            write_advice(folder.path)
         raise
     except BaseException as error:
         folder.set_state("failed", reason=f"{type(error).__name__}: {error}", exit_code=1)
@@ -164,26 +199,35 @@ def train_one(
 ) -> None:
     """The rest of one phase."""
     experiment = session.prepared.experiment
-    phase, steps = experiment.phases[progress.phase], session.steps(progress.phase)
+    phase, steps = experiment.phases[progress.phase], session.steps(progress.phase, progress)
     has_validation = "validation" in session.prepared.splits
     with watchdog.section("compile"):
         compiled = session.compile(stage, progress.phase)
         recorder.compiled(compiled)
 
+    sliced = slices_wanted(session)
+
     def evaluate(state: Any) -> Mapping[str, Any]:
         with watchdog.section("evaluation"):
-            return session.evaluate("validation", stage.blueprint, state.evaluated, state.variables).metrics
+            found = session.evaluate("validation", stage.blueprint, state.evaluated, state.variables, keep=sliced)
+        if found.predictions is not None:
+            recorder.slices(progress.step, slice_table(found.predictions, session.prepared))
+        return found.metrics
 
     def save(state: Any, progress: Progress, metric: float | None) -> None:
         with watchdog.section("save"):
             session.save(store, state, progress, metric)
 
-    with session.feed("train", session.plan(progress.phase), progress.phase_step, steps, training=True) as feed:
+    def adjusted(progress: Progress) -> bool:
+        return take_up(session, progress, recorder)
+
+    plan, end = session.plan(progress.phase, progress.order), steps - progress.order_start
+    with session.feed("train", plan, progress.batch, end, training=True) as feed:
         events = train_phase(
             stage.state, stage.step, feed, stage.controls, session.placement,
             Schedule(steps, experiment.evaluation.every_steps, experiment.checkpoint.every_steps, phase.skip_limit), progress,
             evaluate=evaluate if has_validation else None,
-            goal=goal, rules=phase.stopping, save=save, interrupted=signals.requested,
+            goal=goal, rules=phase.stopping, save=save, interrupted=signals.requested, adjusted=adjusted,
         )  # fmt: skip
         while True:
             try:
@@ -198,6 +242,23 @@ def train_one(
             stage.state = state
             store.poll()
             recorder.event(event)
+
+
+def take_up(session: Session, progress: Progress, recorder: Recorder) -> bool:
+    """Adds what was asked of the run since to `progress.adjustments`; whether there was anything. What does not fit is refused, not raised."""
+    requests = Requests(recorder.folder.path)
+    asked = json.loads(hosts.share(json.dumps([(number, requests.words(number)) for number in requests.due(progress.step)])))
+    before = len(progress.adjustments)
+    for number, words in asked:
+        problems: tuple[str, ...] = ()
+        try:
+            progress.adjustments.append(session.consider(progress, words))
+        except ConfigError as error:
+            problems = error.problems
+        if hosts.is_primary():
+            requests.take(number, progress.step, problems)
+        recorder.adjusted(progress.step, words, problems)
+    return len(progress.adjustments) > before
 
 
 def roll_back(session: Session, store: Store, progress: Progress, recorder: Recorder) -> tuple[Stage, Progress]:
@@ -218,7 +279,7 @@ def roll_back(session: Session, store: Store, progress: Progress, recorder: Reco
 
 
 def conclude(session: Session, folder: RunFolder, store: Store, progress: Progress, recorder: Recorder) -> Result:
-    """Evaluates the best checkpoint on validation and test, keeps the predictions, writes result.json, the export and the report."""
+    """Evaluates the best checkpoint on validation and test, keeps the predictions, writes result.json and the export."""
     prepared = session.prepared
     step = store.best_step or store.latest_step
     if step is None:
@@ -233,17 +294,22 @@ def conclude(session: Session, folder: RunFolder, store: Store, progress: Progre
         numbers[split] = dict(found.metrics)
         recorder.result(split, step, found.metrics)
         if found.predictions is not None and hosts.is_primary():
-            truth = prepared.scanned.columns[prepared.task.label]
-            write_predictions(
-                folder.path / "predictions" / f"{split}.parquet", found.predictions, prepared.names, prepared.task.problem, truth
-            )
+            path, truth = folder.path / "predictions" / f"{split}.parquet", prepared.scanned.columns[prepared.task.label]
+            write_predictions(path, found.predictions, prepared.names, prepared.task.problem, truth, prepared.known_of_rows)
     numbers["peak_memory_bytes"] = recorder.peak_memory()
     if hosts.is_primary():
         folder.write_json("result.json", numbers)
         shutil.rmtree(folder.path / "export", ignore_errors=True)  # of a start that was killed after it
         export_run(session, folder.path / "export", params | variables, numbers, progress.phase)
-        write_report(folder.path, prepared.scanned.records)
     return Result(folder.path, numbers)
+
+
+def look_back(session: Session, folder: RunFolder) -> None:
+    """What the finished run tells about its data and its settings, and the report; nothing here changes the result."""
+    if hosts.is_primary():
+        folder.write_json("checks.json", check_data(session, folder.path))
+        write_advice(folder.path)
+        write_report(folder.path, session.prepared.scanned.records)
 
 
 def export_run(session: ModelSession, target: Path, values: Mapping[str, jax.Array], numbers: Mapping[str, Any], phase: int) -> Path:

@@ -5,7 +5,9 @@ Nothing is ever written over by accident: a new run never takes an existing fold
     experiment.yaml, resolved.yaml    as given and as understood      metrics.jsonl    one row of numbers a line (tracking)
     environment.json                  versions, git, devices          events.jsonl     saves, restarts, decisions, with reasons
     state.json                        running, preempted, ...         log.txt          the log, without secrets
+    evaluations.jsonl                 by class and length             checks.json      wrong labels, near copies
     checkpoints/ predictions/ plots/ export/ result.json report.html
+    adjust/                           changes asked for while it ran    branches/ lineage.json   runs that began here, where it began
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class RunFolder:
         self.resolved = self.path / "resolved.yaml"
         self.result = self.path / "result.json"
         self.metrics = Rows(self.path / "metrics.jsonl")
+        self.evaluations = Rows(self.path / "evaluations.jsonl")
         self._events = Rows(self.path / "events.jsonl")
         self._lock = Lock(self.path / "lock")
         self._handlers: list[logging.Handler] = []

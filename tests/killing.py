@@ -135,10 +135,11 @@ def differing_files(one: Path, other: Path) -> Iterator[str]:
     results = [without(json.loads((run / "result.json").read_text()), SPEEDS) for run in (one, other)]
     if results[0] != results[1]:
         yield f"result.json: {results[0]} and {results[1]}"
-    metrics = [[without(json.loads(line), TIMES) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
-    if len(metrics[0]) != len(metrics[1]):
-        yield f"metrics.jsonl: {len(metrics[0])} and {len(metrics[1])} rows"
-    yield from (f"metrics.jsonl: {a} and {b}" for a, b in zip(*metrics, strict=False) if a != b)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        rows = [[without(json.loads(line), TIMES) for line in (run / name).read_text().splitlines()] for run in (one, other)]
+        if len(rows[0]) != len(rows[1]):
+            yield f"{name}: {len(rows[0])} and {len(rows[1])} rows"
+        yield from (f"{name}: {a} and {b}" for a, b in zip(*rows, strict=False) if a != b)
     for split in ("validation", "test"):
         tables = [pq.read_table(run / "predictions" / f"{split}.parquet") for run in (one, other)]
         if not tables[0].equals(tables[1]):

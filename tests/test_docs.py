@@ -21,7 +21,8 @@ import tiny_run
 from safetensors.numpy import load_file, save_file
 
 import jaxtune
-from jaxtune.cli.main import app, main
+from jaxtune.cli.calling import command_names
+from jaxtune.cli.main import main
 from jaxtune.config.write import to_yaml
 from jaxtune.core.paths import select
 from jaxtune.data.sources.text_folder import TextFolder
@@ -36,7 +37,7 @@ from jaxtune.parallel import hosts
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-COMMANDS = {str(command.callback.__name__) for command in app.registered_commands if command.callback}
+COMMANDS = set(command_names())
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")
 

@@ -294,6 +294,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
 # Options that no part of `Tiny` shows, and the test that does.
 ELSEWHERE = {
     "name": "below", "tracking": "below", "evaluation.every_steps": "below", "evaluation.predictions": "below",
+    "evaluation.slices": "below", "evaluation.label_check": "below", "evaluation.near_duplicates": "below",
     "checkpoint.every_steps": "below", "checkpoint.keep_latest": "below",
     "model.allowed_licences": "below",
     "model.base.family": "tests/models/test_load.py", "model.base.config": "tests/models/test_load.py",
@@ -360,6 +361,7 @@ def test_options_that_show_in_the_run_folder(home: Path, monkeypatch: pytest.Mon
     first = run(Experiment.model_validate(changed({"name": "usual", **usual}))).folder
     other = {
         "name": "other", "evaluation.every_steps": 1, "evaluation.predictions": False, "checkpoint.every_steps": 1,
+        "evaluation.slices": False, "evaluation.label_check": False, "evaluation.near_duplicates": False,
         "checkpoint.keep_latest": 4, "tracking": ["tensorboard"],
     }  # fmt: skip
     second = run(Experiment.model_validate(changed({**usual, **other}))).folder
@@ -371,9 +373,13 @@ def test_options_that_show_in_the_run_folder(home: Path, monkeypatch: pytest.Mon
             "evaluations": sum(row["split"] == "validation" for row in rows("metrics.jsonl")),
             "saves": sum(row["event"] == "saving" for row in rows("events.jsonl")),
             "kept": len(Store(folder / "checkpoints", read_only=True).steps()),
-            "predictions": (folder / "predictions").is_dir(),
+            "predictions": (folder / "predictions" / "test.parquet").is_file(),
+            "slices": (folder / "evaluations.jsonl").is_file(),
+            "checks": sorted(json.loads((folder / "checks.json").read_text())),
             "tensorboard": any(folder.rglob("*tfevents*")),
         }
 
-    assert seen(first) == {"evaluations": 1, "saves": 1, "kept": 1, "predictions": True, "tensorboard": False}
-    assert seen(second) == {"evaluations": 4, "saves": 4, "kept": 4, "predictions": False, "tensorboard": True}
+    shown = {"predictions": True, "slices": True, "checks": ["labels", "near_duplicates"], "tensorboard": False}
+    assert seen(first) == {"evaluations": 1, "saves": 1, "kept": 1, **shown}
+    hidden = {"predictions": False, "slices": False, "checks": [], "tensorboard": True}
+    assert seen(second) == {"evaluations": 4, "saves": 4, "kept": 4, **hidden}

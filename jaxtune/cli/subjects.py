@@ -48,6 +48,7 @@ def run_folder(thing: str) -> Description | None:
     if not folder.resolved.is_file():
         return None
     from jaxtune.config.document import load_document
+    from jaxtune.evaluation.advice_file import read_advice
 
     experiment, state = load_document(folder.resolved).data, folder.state()
     result: dict[str, Any] = json.loads(folder.result.read_text(encoding="utf-8")) if folder.result.is_file() else {}
@@ -67,6 +68,8 @@ def run_folder(thing: str) -> Description | None:
         numbers = [f"{name} {value:.4f}" for name, value in result.get(split, {}).items() if isinstance(value, float)]
         if numbers:
             facts[split] = ", ".join(numbers[:MOST_NUMBERS])
+    for number, one in enumerate(read_advice(folder.path), 1):
+        facts[f"advice {number}"] = one.line
     facts["holds"] = ", ".join(sorted(path.name for path in folder.path.iterdir()))
     return Description(thing, f'A run of the experiment "{experiment["name"]}".', kinds=facts)
 

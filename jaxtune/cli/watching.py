@@ -8,12 +8,15 @@ from typing import Any
 
 from jaxtune.checkpoint.store import Durable
 from jaxtune.cli.output import Output
-from jaxtune.recorder import Measured, PhaseStarted, Resumed
+from jaxtune.evaluation.advice_file import read_advice
+from jaxtune.recorder import Adjusted, Measured, PhaseStarted, Resumed
 from jaxtune.run import Result
 from jaxtune.session import Compiled
 from jaxtune.training.loop import Decided, Evaluated, Saved, Stepped
 from jaxtune.training.parameters import Row
 from jaxtune.training.progress import Panel
+
+SHOWN_ADVICE = 3
 
 
 @contextmanager
@@ -46,6 +49,10 @@ class Watch:
             self.tell(f"going on after step {event.step}")
             for step, why in event.rejected:
                 self.tell(f"checkpoint of step {step} was damaged and set aside: {why}")
+        elif isinstance(event, Adjusted):
+            self.tell(f"{'not adjusted' if event.problems else 'adjusted'} after step {event.step}: {' '.join(event.changes)}")
+            for problem in event.problems:
+                self.tell(f"  {problem}")
         elif isinstance(event, Measured):
             self.close()
             self.panel = None
@@ -63,6 +70,7 @@ class Watch:
                 event.total_steps, mode="quiet" if self.output.as_json else "auto", title=event.run, legs=event.legs, best=event.best
             )
             self.panel.__enter__()
+        self.panel.total_steps, self.panel.legs = event.total_steps, event.legs  # an adjustment may have changed them
         self.panel.begin_phase(event.phase, event.step, event.done)
         for line in freezing_table(event.table):
             self.tell(line)
@@ -102,4 +110,9 @@ def show_result(output: Output, result: Result) -> dict[str, Any]:
     for what, path in (("run", result.folder), ("model", result.export), ("report", result.folder / "report.html")):
         if path.exists():
             output.say(f"{what:<7} {path}")
-    return {"run": str(result.folder), "export": str(result.export), **numbers}
+    advice = read_advice(result.folder)
+    for one in advice[:SHOWN_ADVICE]:
+        output.say(f"advice  {one.line}")
+    if len(advice) > SHOWN_ADVICE:
+        output.say(f"        and {len(advice) - SHOWN_ADVICE} more in the report")
+    return {"run": str(result.folder), "export": str(result.export), **numbers, "advice": [one.as_json() for one in advice]}

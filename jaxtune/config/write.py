@@ -73,7 +73,16 @@ def to_yaml(component: Component, header: str = "") -> str:
     Raises:
         ConfigError: a value that YAML cannot hold (an array or an open file given from Python).
     """
-    text = yaml.dump(_plain(component.model_dump(), ""), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    return settings_to_yaml(component.model_dump(), header)
+
+
+def settings_to_yaml(settings: Mapping[str, Any], header: str = "") -> str:
+    """As `to_yaml`, for some settings of a file: one that `extends:` another, say.
+
+    Raises:
+        ConfigError: as `to_yaml`.
+    """
+    text = yaml.dump(_plain(settings, ""), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
     return "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines()) + text
 
 

@@ -26,6 +26,7 @@ STYLE = """
 .chart .raw { stroke: var(--train); stroke-width: 1; opacity: .32; }
 .chart .train { stroke: var(--train); stroke-width: 1.8; }
 .chart .validation { stroke: var(--accent); stroke-width: 1.8; }
+.chart .other { stroke: var(--warm); stroke-width: 1.4; stroke-dasharray: 5 3; }
 .chart .rate { stroke: var(--muted); stroke-width: 1.5; }
 .chart tspan.train { fill: var(--train); stroke: none; font-weight: 600; }
 .chart tspan.validation { fill: var(--accent); stroke: none; font-weight: 600; }
@@ -117,8 +118,8 @@ def curves(panels: Sequence[Panel], marks: Sequence[Mark], width: int, descripti
     return svg(parts, width, height, description)
 
 
-def reliability_diagram(found: Reliability, width: int, description: str) -> Markup:
-    """Accuracy over confidence with 95 % intervals, the diagonal, and how many answers each bin holds."""
+def reliability_diagram(found: Reliability, width: int, description: str, *, after: Reliability | None = None) -> Markup:
+    """Accuracy over confidence with 95 % intervals, the diagonal, and how many answers each bin holds; `after` is a second, dashed curve."""
     side = width - LEFT - RIGHT
     foot_height, bottom = 46, 26 + side
     x, y = Scale(0, 1, LEFT, LEFT + side), Scale(0, 1, bottom, bottom - side)
@@ -131,6 +132,9 @@ def reliability_diagram(found: Reliability, width: int, description: str) -> Mar
     centres = [(x(float(found.confidence[i])), y(float(found.accuracy[i]))) for i in filled]
     for (cx, _), bar_low, bar_high in zip(centres, low, high, strict=True):
         parts.append(_line(cx, y(float(bar_low)), cx, y(float(bar_high)), "spread"))
+    if after is not None:
+        others = np.flatnonzero(after.count)
+        parts.append(_polyline([(x(float(after.confidence[i])), y(float(after.accuracy[i]))) for i in others], "other"))
     parts.append(_polyline(centres, "validation"))
     for i, (cx, cy) in zip(filled, centres, strict=True):
         tip = f"{found.count[i]} answers, confidence {found.confidence[i]:.2f}, right {found.accuracy[i]:.2f}"

@@ -23,19 +23,25 @@ THUMBNAIL_PIXELS = 112
 
 
 @dataclass(frozen=True)
-class HardExample:
-    """One row of the table; texts come from the data and are not to be trusted."""
+class Shown:
+    """A record as a page shows it; texts come from the data and are not to be trusted."""
 
     row: int
     source_row: int  # of the source, before transforms left rows out
-    true: str
-    predicted: str
-    said: str  # probabilities, or the error of a number
-    loss: str
     texts: tuple[str, ...]
     image: str  # a data: address of a PNG, or ""
     place: str  # file name, where the record has one
     trouble: str  # why the record cannot be shown
+
+
+@dataclass(frozen=True)
+class HardExample(Shown):
+    """One entry of the list."""
+
+    true: str
+    predicted: str
+    said: str  # probabilities, or the error of a number
+    loss: str
 
 
 def hard_examples(outcomes: Outcomes, limit: int, task: Mapping[str, Any], records: Records | None) -> list[HardExample]:
@@ -45,18 +51,16 @@ def hard_examples(outcomes: Outcomes, limit: int, task: Mapping[str, Any], recor
         task: the experiment's task section, which names the columns.
     """
     found = []
-    rows = getattr(records, "rows", None)
-    for position in hardest(outcomes, limit):
-        row = int(outcomes.rows[position])
-        true, predicted, said = _answer(outcomes, int(position))
-        texts, image, place, trouble = _content(records, row, task)
-        source = row if rows is None else int(rows[row])
+    for position in hardest(outcomes, limit).tolist():
+        true, predicted, said = answer(outcomes, position)
         loss = wording.value(float(outcomes.loss[position]))
-        found.append(HardExample(row, source, true, predicted, said, loss, texts, image, place, trouble))
+        found.append(
+            HardExample(**vars(show(records, int(outcomes.rows[position]), task)), true=true, predicted=predicted, said=said, loss=loss)
+        )
     return found
 
 
-def _answer(outcomes: Outcomes, position: int) -> tuple[str, str, str]:
+def answer(outcomes: Outcomes, position: int) -> tuple[str, str, str]:
     """(true, predicted, what stands beside them)."""
     truth, predicted, names = outcomes.truth[position], outcomes.predicted[position], outcomes.shown
     if outcomes.problem == "regression":
@@ -81,18 +85,20 @@ def _listed(mask: np.ndarray, names: Sequence[str]) -> str:
     return ", ".join(names[i] for i in np.flatnonzero(mask).tolist()) or "none"
 
 
-def _content(records: Records | None, row: int, task: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str, str]:
-    """(texts, image, place, trouble) of a record; a record that is gone since training is a remark, not the end of the report."""
+def show(records: Records | None, row: int, task: Mapping[str, Any]) -> Shown:
+    """A record's texts or image; a record that is gone since training is a remark, not the end of the page."""
+    rows = getattr(records, "rows", None)
     if records is None:
-        return (), "", "", ""
+        return Shown(row, row, (), "", "", "")
+    source = row if rows is None else int(rows[row])
     try:
         record = records[row]
         texts = tuple(_beginning(record[column]) for key in ("text", "pair") if (column := task.get(key)))
         image = thumbnail(read_pixels(record[task["image"]])) if "image" in task else ""
-    except (JaxtuneError, OSError) as error:
-        return (), "", "", printable(error, 200)
+    except (JaxtuneError, OSError, IndexError) as error:
+        return Shown(row, source, (), "", "", printable(error, 200))
     place = record.get("path")
-    return texts, image, printable(place, 120) if isinstance(place, str) else "", ""
+    return Shown(row, source, texts, image, printable(place, 120) if isinstance(place, str) else "", "")
 
 
 def _beginning(text: object) -> str:

@@ -5,7 +5,7 @@ Everything after a run works on these arrays, so that a report made today and on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.core.printable import printable
+from jaxtune.evaluation.evaluate import Predictions
 from jaxtune.tasks.base import Problem, split_labels
 
 PROBABILITY = "probability "
@@ -28,6 +29,8 @@ class Outcomes:
         truth, predicted: class numbers i64[n]; multi-label bool[n, C]; regression f64[n].
         probabilities: f64[n, C]; regression: f64[n, 0].
         loss: f64[n], without class weights.
+        tokens: length before cutting, i64[n]; None where there are none, or in runs of earlier versions.
+        keys: content keys (data/duplicates.py), equal for equal content; None in runs of earlier versions.
     """
 
     problem: Problem
@@ -37,6 +40,20 @@ class Outcomes:
     predicted: np.ndarray
     probabilities: np.ndarray
     loss: np.ndarray
+    tokens: np.ndarray | None = None
+    keys: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls, found: Predictions, names: Sequence[str], problem: Problem, labels: Sequence[Any], tokens: Sequence[int] | None = None
+    ) -> Outcomes:
+        """Predictions in memory, beside the labels of the same examples."""
+        p = found.probabilities.astype(np.float64)
+        truth = encoded(labels, problem, {name: i for i, name in enumerate(names)})
+        predicted = p[:, 0] if problem == "regression" else p.argmax(1) if problem == "single_label" else p > 0.5
+        kept = p[:, :0] if problem == "regression" else p
+        lengths = None if tokens is None else np.asarray(tokens, np.int64)
+        return cls(problem, tuple(names), found.ids.astype(np.int64), truth, predicted, kept, found.loss.astype(np.float64), lengths)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,6 +77,12 @@ class Outcomes:
         """Whether what `confidence` speaks of is true, bool of the same shape."""
         return self.truth == self.predicted if self.problem == "single_label" else self.truth.reshape(-1)
 
+    def take(self, chosen: np.ndarray) -> Outcomes:
+        """Some of the examples, by mask or position."""
+        tokens, keys = (None if values is None else values[chosen] for values in (self.tokens, self.keys))
+        rows, truth, predicted = self.rows[chosen], self.truth[chosen], self.predicted[chosen]
+        return Outcomes(self.problem, self.names, rows, truth, predicted, self.probabilities[chosen], self.loss[chosen], tokens, keys)
+
 
 def read_outcomes(path: Path, problem: Problem) -> Outcomes:
     """Reads predictions/<split>.parquet."""
@@ -72,18 +95,22 @@ def read_outcomes(path: Path, problem: Problem) -> Outcomes:
     def column(name: str) -> np.ndarray:
         return table.column(name).to_numpy().astype(np.float64)
 
-    def encoded(name: str) -> np.ndarray:
-        values: list[Any] = table.column(name).to_pylist()
-        if problem == "regression":
-            return np.array([float(value) for value in values], np.float64)
-        if problem == "single_label":
-            return np.array([index[str(value)] for value in values], np.int64)
-        return one_hot([split_labels(value) for value in values], index)
-
     probabilities = [column(PROBABILITY + name) for name in names]
     stacked = np.stack(probabilities, 1) if probabilities else np.empty((table.num_rows, 0))
     rows = table.column("row").to_numpy().astype(np.int64)
-    return Outcomes(problem, names, rows, encoded("label"), encoded("predicted"), stacked, column("loss"))
+    tokens = table.column("tokens").to_numpy().astype(np.int64) if "tokens" in table.column_names else None
+    keys = np.array(table.column("key").to_pylist()) if "key" in table.column_names else None
+    truth, predicted = (encoded(table.column(name).to_pylist(), problem, index) for name in ("label", "predicted"))
+    return Outcomes(problem, names, rows, truth, predicted, stacked, column("loss"), tokens, keys)
+
+
+def encoded(values: Sequence[Any], problem: Problem, index: Mapping[str, int]) -> np.ndarray:
+    """Labels or answers as class numbers i64[n], bool[n, C] or numbers f64[n]."""
+    if problem == "regression":
+        return np.array([float(value) for value in values], np.float64)
+    if problem == "single_label":
+        return np.array([index[str(value)] for value in values], np.int64)
+    return one_hot([split_labels(value) for value in values], index)
 
 
 def one_hot(listed: list[tuple[str, ...]], index: Mapping[str, int]) -> np.ndarray:

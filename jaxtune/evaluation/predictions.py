@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +28,33 @@ def predictions_table(predictions: Predictions, names: Sequence[str], problem: P
     return columns
 
 
-def write_predictions(path: Path, predictions: Predictions, names: Sequence[str], problem: Problem, truth: Sequence[object]) -> None:
+def write_predictions(
+    path: Path,
+    predictions: Predictions,
+    names: Sequence[str],
+    problem: Problem,
+    truth: Sequence[object],
+    more: Mapping[str, Sequence[object]] | None = None,
+) -> None:
     """Writes the table with the true labels and the loss of every example; whole or not at all.
 
     Args:
         truth: the label column of the whole data set, indexed by row number.
+        more: further columns of the whole data set: `tokens` (length before cutting), `key` (content key).
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns = predictions_table(predictions, names, problem)
     columns["label"] = [truth[i] for i in predictions.ids]
     columns["loss"] = predictions.loss
+    columns |= {name: [values[i] for i in predictions.ids] for name, values in (more or {}).items()}
+    write_table(path, columns)
+
+
+def write_table(path: Path, columns: Mapping[str, object]) -> None:
+    """Writes a parquet file, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    pq.write_table(pa.table(columns), partial)
+    pq.write_table(pa.table(dict(columns)), partial)
     partial.replace(path)

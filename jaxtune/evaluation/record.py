@@ -75,13 +75,18 @@ class RunRecord:
     events: Sequence[Row]
     starts: Sequence[Row]
     outcomes: Mapping[str, Outcomes] = field(repr=False)
+    evaluations: Sequence[Row] = ()  # by class and by length, one row an evaluation
+    checks: Row = field(default_factory=dict)  # what was looked for in the data
 
     @classmethod
-    def read(cls, folder: Path) -> RunRecord:
-        """Raises:
-        ConfigError: it is no run folder, or the run has no result yet.
+    def read(cls, folder: Path, *, ended: bool = True) -> RunRecord:
+        """Of a run that has ended; with `ended` False also of one without a result, which is empty then.
+
+        Raises:
+            ConfigError: it is no run folder, or the run has no result yet.
         """
-        missing = [name for name in ("resolved.yaml", "result.json") if not (folder / name).is_file()]
+        needed = ("resolved.yaml", "result.json") if ended else ("resolved.yaml",)
+        missing = [name for name in needed if not (folder / name).is_file()]
         if missing:
             raise ConfigError(f"{folder}: {' and '.join(missing)} missing; expected the folder of a run that has ended (state.json tells)")
         text = (folder / "resolved.yaml").read_text(encoding="utf-8")
@@ -91,11 +96,13 @@ class RunRecord:
             folder=folder,
             resolved_text=text,
             experiment=experiment,
-            result=json.loads((folder / "result.json").read_text(encoding="utf-8")),
+            result=json.loads(path.read_text(encoding="utf-8")) if (path := folder / "result.json").is_file() else {},
             rows=list(Rows(folder / "metrics.jsonl").read()),
             events=list(Rows(folder / "events.jsonl").read()),
-            starts=_starts(folder / "environment.json"),
+            starts=read_starts(folder),
             outcomes={s: read_outcomes(path, problem) for s in SPLITS if (path := folder / "predictions" / f"{s}.parquet").is_file()},
+            evaluations=list(Rows(folder / "evaluations.jsonl").read()),
+            checks=_json(folder / "checks.json"),
         )
 
     # -- settings -------------------------------------------------------------------------------------------------------
@@ -137,6 +144,16 @@ class RunRecord:
         """f64[evaluations, C] of a number per class on the validation split."""
         told = {row["step"]: row[name] for row in self.rows if row.get("split") == "validation" and name in row}
         return np.array([[number(v) for v in told[step]] for step in sorted(told)], np.float64)
+
+    def slice_curve(self, by: str, name: str) -> np.ndarray:
+        """f64[evaluations] of a part's score on validation; empty where it was not followed."""
+        told = {
+            row["step"]: number(part["score"])
+            for row in self.evaluations
+            for part in row["slices"]
+            if (part["by"], part["name"]) == (by, name)
+        }
+        return np.array([told[step] for step in sorted(told)], np.float64)
 
     # -- phases ---------------------------------------------------------------------------------------------------------
 
@@ -195,11 +212,22 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def _starts(path: Path) -> list[Row]:
+def data_of(folder: Path) -> str | None:
+    """The fingerprint of the run's data, as its newest start wrote it down."""
+    starts = read_starts(folder)
+    return starts[-1].get("data") if starts else None
+
+
+def _json(path: Path) -> Row:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["starts"]
-    except (OSError, ValueError, KeyError):
-        return []
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def read_starts(folder: Path) -> list[Row]:
+    """What environment.json says of every start of the run."""
+    return list(_json(folder / "environment.json").get("starts", []))
 
 
 def _moment(text: str) -> float:

@@ -6,23 +6,24 @@ is, so it can be mailed, printed, archived and read aloud.
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
-
-from markupsafe import Markup
 
 from jaxtune.core.files import write_whole
 from jaxtune.core.printable import printable
 from jaxtune.data.sources.base import Records
-from jaxtune.evaluation import charts, wording
+from jaxtune.evaluation import wording
+from jaxtune.evaluation.advice import advise
+from jaxtune.evaluation.advice_rules.evidence import Evidence
 from jaxtune.evaluation.bootstrap import affordable
+from jaxtune.evaluation.pages import fill
 from jaxtune.evaluation.record import RunRecord
+from jaxtune.evaluation.sections.calibration import calibration, calibration_figures
+from jaxtune.evaluation.sections.data import data
 from jaxtune.evaluation.sections.headline import headline
+from jaxtune.evaluation.sections.parts import parts
 from jaxtune.evaluation.sections.quality import quality, quality_figures
 from jaxtune.evaluation.sections.seen import Seen
 from jaxtune.evaluation.sections.story import story, story_figures
-
-FILTERS = {"value": wording.value, "percent": wording.percent, "count": wording.count, "duration": wording.duration}
 
 
 def write_report(folder: Path, records: Records | None = None) -> Path:
@@ -36,11 +37,12 @@ def write_report(folder: Path, records: Records | None = None) -> Path:
         OSError: it cannot be written.
     """
     seen = Seen.of(RunRecord.read(folder), records)
-    figures = story_figures(seen) | quality_figures(seen)
+    figures = story_figures(seen) | quality_figures(seen) | calibration_figures(seen)
     (folder / "plots").mkdir(exist_ok=True)
     for name, figure in figures.items():
         write_whole(folder / "plots" / f"{name}.svg", figure.file)
-    page = render(figures=figures, **_facts(seen), **headline(seen), **quality(seen), **story(seen))
+    told = headline(seen) | quality(seen) | calibration(seen) | parts(seen) | data(seen) | story(seen)
+    page = render(figures=figures, **_facts(seen), **told)
     write_whole(folder / "report.html", page)
     return folder / "report.html"
 
@@ -54,14 +56,10 @@ def _facts(seen: Seen) -> dict[str, object]:
         "draws": 0 if seen.outcomes is None else affordable(seen.outcomes),
         "has_records": seen.records is not None,
         "metric": wording.metric(seen.record.best_metric),
+        "advice": advise(Evidence.of(seen.record)),
     }
 
 
 def render(**named: object) -> str:
-    """The template with everything it names; a name that is missing is an error."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= FILTERS
-    template = files("jaxtune.evaluation").joinpath("templates/report.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(chart_style=Markup(charts.STYLE), **named)
+    """The report's template with everything it names; a name that is missing is an error."""
+    return fill("report.html", **named)

@@ -1,4 +1,4 @@
-"""The `evaluation:` section: when the validation split is evaluated and what is kept of the predictions."""
+"""The `evaluation:` section: when the validation split is evaluated, what is kept of the predictions, and what is looked for in the data."""
 
 from __future__ import annotations
 
@@ -12,3 +12,16 @@ class Evaluation(Component):
 
     every_steps: int | None = Field(default=None, ge=1, description="evaluate every so many steps of a phase; default: at its end only")
     predictions: bool = Field(default=True, description="write predictions/<split>.parquet for validation and test when the run ends")
+    slices: bool = Field(
+        default=True,
+        description="every evaluation also writes a table by class and by length to evaluations.jsonl, for the trends in the report",
+    )
+    label_check: bool = Field(
+        default=True,
+        description="when the run ends, look for wrong labels among the training rows: one pass of the base model over them and a linear "
+        "probe, about a third of an epoch's time; left out above 20,000 rows",
+    )
+    near_duplicates: bool = Field(
+        default=True,
+        description="when the run ends, look for near copies of validation and test examples in other splits: seconds; left out above 20,000 rows",
+    )

@@ -36,6 +36,15 @@ def value(number: float) -> str:
     return f"{number:.3f}" if size >= 0.01 or size == 0 else f"{number:.2g}"
 
 
+def signed(number: float) -> str:
+    """As `value`, with its sign; a true minus."""
+    if not math.isfinite(number):
+        return value(number)
+    if number == 0:
+        return value(0.0)
+    return ("+" if number > 0 else "\u2212") + value(abs(number))
+
+
 def percent(share: float) -> str:
     if not math.isfinite(share):
         return "not defined"

@@ -5,4 +5,6 @@ from __future__ import annotations
 TRACKERS = {
     "jsonl": "jaxtune.tracking.jsonl:JsonLines",
     "tensorboard": "jaxtune.tracking.tensorboard:TensorBoard",
+    "wandb": "jaxtune.tracking.wandb:Wandb",
+    "mlflow": "jaxtune.tracking.mlflow:Mlflow",
 }

@@ -18,7 +18,7 @@ from jaxtune.parallel.placement import Placement
 from jaxtune.training.compile import CompiledStep
 from jaxtune.training.optimizers.base import Groups, Optimizer
 from jaxtune.training.parameters import Selection, choose, groups, rate_scales
-from jaxtune.training.state import TrainState, carry_over, create, recut_params
+from jaxtune.training.state import TrainState, carry_over, create, opt_shardings, recut_params
 from jaxtune.training.step import Augment, Objective, make_step
 
 Transformation = optax.GradientTransformation
@@ -35,6 +35,19 @@ class Depth:
 FLAT = Depth(lambda name: 0, 0)
 
 
+Start = Callable[[Mapping[str, jax.Array], Mapping[str, Any]], optax.OptState]  # (trainable arrays, optimizer controls) -> first state
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What a phase has traced and compiled. A phase that differs in traced scalars alone uses it again and compiles nothing."""
+
+    blueprint: Blueprint
+    selection: Selection
+    step: CompiledStep
+    start: Start
+
+
 @dataclass
 class Stage:
     """A phase that can run. `state` is replaced as it trains."""
@@ -45,6 +58,12 @@ class Stage:
     step: CompiledStep
     controls: Callable[[int, float], dict[str, Any]]
     transform: Callable[[Mapping[str, Any]], Transformation]
+    start: Start
+
+    @property
+    def programs(self) -> Programs:
+        """For another phase of the same structure."""
+        return Programs(self.blueprint, self.selection, self.step, self.start)
 
     @property
     def module(self) -> nnx.Module:
@@ -70,6 +89,7 @@ def build_stage(
     augment: Augment | None = None,
     depth: Depth = FLAT,
     previous: TrainState | None = None,
+    programs: Programs | None = None,
 ) -> Stage:
     """The stage of one phase.
 
@@ -80,12 +100,17 @@ def build_stage(
         steps: length of the phase, for the schedule.
         rates: dropout rates; None switches dropout off statically.
         previous: the state that the phase before ended with; moments of what goes on training are carried over.
+        programs: of a phase with the same module, objective, patterns, accumulation and augmentation, with dropout and average switched
+            on or off alike, and with an optimizer of equal `structure`.
 
     Raises:
         ConfigError: a pattern of `patterns` matches nothing.
     """
-    selection = choose(Blueprint.of(make(())).params, patterns)
-    blueprint = Blueprint.of(lambda: settled(make(selection.cuts)(), selection))
+    if programs is None:
+        selection = choose(Blueprint.of(make(())).params, patterns)
+        blueprint = Blueprint.of(lambda: settled(make(selection.cuts)(), selection))
+    else:
+        selection, blueprint = programs.selection, programs.blueprint
     placed = shardings(blueprint)
     params = recut_params(params, blueprint.params, placed)
     variables = recut_params(variables, blueprint.others, placed)
@@ -103,11 +128,25 @@ def build_stage(
             "average": np.float32(average or 0.0),
         }
 
-    state = create(params, variables, selection.trains, transform(host(0, 1.0)), placement, seed=seed, average=average is not None)
+    arrays = {key: params[key] for key in trainable}
+    start = starter(transform, arrays, host(0, 1.0), placement) if programs is None else programs.start
+    state = create(params, variables, selection.trains, start(arrays, host(0, 1.0)), placement, seed=seed, average=average is not None)
     if previous is not None:
         state = carry_over(previous, state)
-    function = make_step(blueprint, objective, transform, accumulation=accumulation, dropout=rates is not None, augment=augment)
-    return Stage(blueprint, selection, state, CompiledStep.of(function, state, placement), controls, transform)
+    if programs is None:
+        function = make_step(blueprint, objective, transform, accumulation=accumulation, dropout=rates is not None, augment=augment)
+        step = CompiledStep.of(function, state, placement)
+    else:
+        step = programs.step
+    return Stage(blueprint, selection, state, step, controls, transform, start)
+
+
+def starter(
+    transform: Callable[[Mapping[str, Any]], Transformation], arrays: Mapping[str, jax.Array], controls: Any, placement: Placement
+) -> Start:
+    """Makes the optimizer's state before step 0, by one program for all controls; the moments live where their parameters live."""
+    shardings = opt_shardings(transform(controls), arrays, placement)
+    return jax.jit(lambda arrays, controls: transform(controls).init(arrays), out_shardings=shardings)
 
 
 def settled(module: nnx.Module, selection: Selection) -> nnx.Module:

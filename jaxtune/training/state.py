@@ -47,20 +47,20 @@ def create(
     params: Mapping[str, jax.Array],
     variables: Mapping[str, jax.Array],
     trains: Callable[[str], bool],
-    optimizer: optax.GradientTransformation,
+    opt_state: optax.OptState,
     placement: Placement,
     *,
     seed: int,
     average: bool,
 ) -> TrainState:
-    """The state before step 0; the optimizer's moments live where their parameters live."""
+    """The state before step 0, with the optimizer's own."""
     trainable = {key: value for key, value in params.items() if trains(key)}
     return TrainState(
         step=placement.put(jnp.zeros((), jnp.int32)),
         trainable=trainable,
         frozen={key: value for key, value in params.items() if not trains(key)},
         variables=dict(variables),
-        opt_state=jax.jit(optimizer.init, out_shardings=opt_shardings(optimizer, trainable, placement))(trainable),
+        opt_state=opt_state,
         average=jax.tree.map(jnp.copy, trainable) if average else {},
         key=placement.put(jax.random.key(seed)),
         skipped=placement.put(jnp.zeros((), jnp.int32)),
@@ -68,7 +68,7 @@ def create(
     )
 
 
-def opt_shardings(optimizer: optax.GradientTransformation, trainable: Flat, placement: Placement) -> Any:
+def opt_shardings(optimizer: optax.GradientTransformation, trainable: Mapping[str, jax.Array], placement: Placement) -> Any:
     """A moment of the shape of its parameter is sharded like it; everything else is replicated."""
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> Any:
@@ -77,7 +77,7 @@ def opt_shardings(optimizer: optax.GradientTransformation, trainable: Flat, plac
             return trainable[key].sharding
         return placement.replicated
 
-    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, trainable))
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, dict(trainable)))
 
 
 def stored_key(path: Any, known: Mapping[str, Any]) -> str | None:
@@ -127,6 +127,24 @@ def recut_params(flat: Mapping[str, jax.Array], wanted: Mapping[str, Any], place
     """The same parameters under the cutting of `wanted`'s stored paths, on the shardings of `placed`."""
     moved = stack.recut(flat, list(wanted), lambda x, a, b: x[a:b], lambda parts: jnp.concatenate(parts, axis=0))
     return {key: jax.device_put(value, placed[key]) for key, value in moved.items()}
+
+
+def overlay(values: Mapping[str, jax.Array], source: Mapping[str, jax.Array], wanted: Callable[[str], bool]) -> Flat:
+    """`values` with the layers of `source` whose per-layer name is wanted, whatever the two cuttings; dtypes and places stay."""
+    place = {name: (key, row) for key in source for row, name in enumerate(stack.names(key)) if wanted(name)}
+
+    def layer(name: str) -> jax.Array:
+        key, row = place[name]
+        return source[key][row] if stack.is_stacked(key) else source[key]
+
+    out = {}
+    for key, value in values.items():
+        for row, name in enumerate(stack.names(key)):
+            if name in place:
+                found = layer(name).astype(value.dtype)
+                value = value.at[row].set(found) if stack.is_stacked(key) else found
+        out[key] = jax.device_put(value, values[key].sharding)
+    return out
 
 
 def shardings_of(state: TrainState) -> TrainState:

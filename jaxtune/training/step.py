@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtune.core.weighted import Weighted
 from jaxtune.layers.dropout import Dropout
 from jaxtune.models.blueprint import Blueprint, Flat
+from jaxtune.training.part_norms import part_norms
 from jaxtune.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -73,7 +74,8 @@ def make_step(
 
         weight = jnp.maximum(loss.weight, jnp.finfo(jnp.float32).tiny)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
-        norm = optax.tree.norm(gradients)
+        by_part = part_norms(gradients)
+        norm = optax.tree.norm(by_part)
         found: Any = optimizer(controls["optimizer"]).update(gradients, state.opt_state, state.trainable)
         updates, opt_state = found
         trainable = {
@@ -94,7 +96,8 @@ def make_step(
             skipped=state.skipped + bad,
             skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
         )
-        return new, {"loss": loss, "gradient_norm": norm, "finite": finite, "skipped_in_a_row": new.skipped_in_a_row}
+        told = {"loss": loss, "gradient_norm": norm, "part_norms": by_part, "finite": finite, "skipped_in_a_row": new.skipped_in_a_row}
+        return new, told
 
     def strided(x: jax.Array) -> jax.Array:
         """[B, ...] -> [accumulation, B / accumulation, ...], every part with rows from all over the batch (and from every device)."""

@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxtune.cli.main import app, main
+from jaxtune.cli.calling import command_names
+from jaxtune.cli.main import main
 from jaxtune.cli.output import Output
 from jaxtune.core import errors
 
-COMMANDS = ["new", "check", "preview", "train", "resume", "evaluate", "predict", "export", "describe", "doctor"]
+COMMANDS = [
+    "new", "check", "preview", "train", "resume", "evaluate", "predict", "export", "describe", "doctor",
+    "choose", "lr-test", "search", "report", "compare", "adjust", "branch", "watch",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -64,7 +68,7 @@ def test_every_command_has_an_example_json_and_debug(command: str, capsys: pytes
 
 
 def test_all_commands_are_here():
-    assert sorted(str(command.callback.__name__) for command in app.registered_commands if command.callback) == sorted(COMMANDS)
+    assert sorted(command_names()) == sorted(COMMANDS)
 
 
 def test_python_m_jaxtune_and_the_version(capsys: pytest.CaptureFixture[str]):

@@ -18,7 +18,7 @@ from jaxtune.config.yaml12 import Key
 from jaxtune.core.component import Component
 from jaxtune.experiment import Experiment
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in (Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml") if path.parent.name != "search")
 
 
 def every_path() -> set[Key]:

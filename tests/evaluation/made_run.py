@@ -14,8 +14,9 @@ from sklearn import metrics as reference
 
 from jaxtune.config.write import to_yaml
 from jaxtune.core.files import plain
+from jaxtune.core.printable import printable
 from jaxtune.evaluation.evaluate import Predictions
-from jaxtune.evaluation.predictions import write_predictions
+from jaxtune.evaluation.predictions import write_predictions, write_table
 from jaxtune.experiment import Experiment
 from jaxtune.training.optimizers.adam import AdamW
 from jaxtune.training.phase import Phase
@@ -31,6 +32,8 @@ class MadeRun:
     Attributes:
         names: class names; empty for regression.
         examples: of each split.
+        skill: how clearly the answers follow the truth; another skill gives another run on the same examples.
+        checked: with evaluations.jsonl, lengths, content keys, suspects and near copies, as runs of today leave them.
     """
 
     problem: str = "single_label"
@@ -46,6 +49,9 @@ class MadeRun:
     metrics: dict[str, Any] = field(default_factory=dict)
     predictions: dict[str, Predictions] = field(default_factory=dict)
     truth: Any = None
+    skill: float = 2.5
+    checked: bool = False
+    data: str = "fingerprint-of-data"
 
     def write(self, folder: Path) -> Path:
         """The folder, complete but for the report."""
@@ -59,7 +65,32 @@ class MadeRun:
         self.json("environment.json", {"starts": [self.environment()]})
         self.lines("metrics.jsonl", self.rows())
         self.lines("events.jsonl", [*self.phase_events(), *self.events])
+        if self.checked:
+            self.check()
         return folder
+
+    def check(self) -> None:
+        """Two suspects and two near copies among the rows that are shown, and a table by class and length at every evaluation."""
+        names = list(self.names) or ["none"]
+        rows = [int(i) for i in self.predictions[self.splits[-1]].ids[:2]]
+        suspects = {"row": rows, "label": names[:1] * 2, "suggested": names[-1:] * 2, "probability": [0.01, 0.2], "margin": [0.9, 0.5]}
+        write_table(self.folder / "predictions" / "suspects.parquet", suspects)
+        near = {
+            "row": rows,
+            "split": [self.splits[-1]] * 2,
+            "other_row": [900, 901],
+            "other_split": ["train"] * 2,
+            "likeness": [0.95, 0.75],
+        }
+        write_table(self.folder / "predictions" / "near_duplicates.parquet", near)
+        labels = {"state": "done", "rows": 400, "not_judged": 3, "suspects": 2, "noise": 0.005, "probe_accuracy": 0.93, "seconds": 12.5}
+        copies = {"state": "done", "rows": 800, "pairs": 2, "near_training": dict.fromkeys(self.splits[-1:], 2), "seconds": 0.8}
+        self.json("checks.json", {"labels": labels, "near_duplicates": copies})
+        told = [{"by": "class", "name": printable(name, 80), "size": 9, "loss": 0.3} for name in self.names]
+        self.lines(
+            "evaluations.jsonl",
+            [{"step": step, "slices": [{**part, "score": 0.5 + 0.004 * step} for part in told]} for step in range(10, self.steps, 10)],
+        )
 
     # -- files ----------------------------------------------------------------------------------------------------------
 
@@ -88,7 +119,7 @@ class MadeRun:
         return {
             "time": moment(0), "command": ["/x/bin/jaxtune", "train", "made.yaml", "name=a b"], "python": "3.12.1", "platform": "Linux",
             "versions": {"jaxtune": "0.1.0", "jax": "0.12.0"}, "git": {"jaxtune": {"commit": "abc123", "dirty": True}, "here": None},
-            "devices": ["cpu:0", "cpu:1"], "data": "fingerprint-of-data", "licence": "apache-2.0",
+            "devices": ["cpu:0", "cpu:1"], "data": self.data, "licence": "apache-2.0",
         }  # fmt: skip
 
     # -- numbers --------------------------------------------------------------------------------------------------------
@@ -138,26 +169,27 @@ class MadeRun:
             logits = self.random.normal(size=(len(ids), classes)).astype(np.float32)
             if self.problem == "single_label":
                 label = self.random.integers(0, classes, len(ids))
-                logits[np.arange(len(ids)), label] += 2.5
+                logits[np.arange(len(ids)), label] += self.skill
                 p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
                 loss, answer = -np.log(p[np.arange(len(ids)), label]), p.argmax(1)
                 self.remember(ids, [self.names[i] for i in label], total)
                 self.metrics[split] = {"loss": loss.mean(), "accuracy": reference.accuracy_score(label, answer), "f1": f1(label, answer)}
             elif self.problem == "multi_label":
                 target = self.random.random((len(ids), classes)) < 0.3
-                p = 1 / (1 + np.exp(-(logits + 3 * target - 1.5)))
+                p = 1 / (1 + np.exp(-(logits + 1.2 * self.skill * target - 1.5)))
                 loss = -np.where(target, np.log(p), np.log1p(-p)).mean(1)
                 self.remember(ids, [[self.names[i] for i in np.flatnonzero(row)] for row in target], total)
                 self.metrics[split] = {"loss": loss.mean(), "accuracy": (target == (p > 0.5)).all(1).mean(), "f1": f1(target, p > 0.5)}
             else:
                 true = self.random.normal(20, 6, len(ids))
-                p = (true + self.random.normal(0.4, 2, len(ids)))[:, None].astype(np.float32)
+                p = (true + self.random.normal(0.4, 2, len(ids)) * 2.5 / self.skill)[:, None].astype(np.float32)
                 loss = (p[:, 0] - true) ** 2
                 self.remember(ids, true.tolist(), total)
                 self.metrics[split] = {"loss": loss.mean(), "mean_squared_error": loss.mean(), "pearson": np.corrcoef(p[:, 0], true)[0, 1]}
             self.predictions[split] = Predictions(ids, logits, p.astype(np.float32), loss.astype(np.float32))
             path = self.folder / "predictions" / f"{split}.parquet"
-            write_predictions(path, self.predictions[split], self.names, self.problem, self.truth)  # type: ignore[arg-type]
+            more = {"tokens": [5 + i % 90 for i in range(total)], "key": [f"key {i}" for i in range(total)]} if self.checked else {}
+            write_predictions(path, self.predictions[split], self.names, self.problem, self.truth, more)  # type: ignore[arg-type]
         for split in {"validation", "test"} - set(self.splits):
             self.metrics[split] = {}
 

@@ -1,4 +1,4 @@
-"""The report in a real browser: no script error, no request, nothing from the data runs, and nothing sticks out on a telephone.
+"""The report and the comparison in a real browser: no script error, no request, nothing from the data runs, and nothing sticks out on a telephone.
 
 Chromium is told to find no host at all, so what it does on its own account (updates, time) stays on this machine.
 """
@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from made_run import MadeRun
 
+from jaxtune.evaluation.compare import compare
+from jaxtune.evaluation.compare_page import write_page
 from jaxtune.evaluation.report import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -27,6 +29,7 @@ FLAGS = (
     *("--enable-logging=stderr", "--net-log-capture-mode=Everything"),
 )
 ATTACK = "<script>document.body.dataset.ran = 'yes'; console.error('ran')</script><img src='http://127.0.0.1:9/x.png' onerror='console.error(1)'>"
+NAMES = (ATTACK, "an ordinary name", "a-name-without-any-place-to-break-it-which-goes-on-and-on")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Told:
     """Records with a hostile text and a picture."""
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"text": ATTACK, "path": ATTACK, "image": np.full((8, 8, 3), row % 256, np.uint8)}
+        column = {ATTACK: ATTACK + str(row % 3), "number": row % 7}
+        return {"text": ATTACK, "path": ATTACK, "image": np.full((8, 8, 3), row % 256, np.uint8), **column}
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +73,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Reports of every kind; class names and texts attack."""
     root = tmp_path_factory.mktemp("runs")
     runs = {
-        "text": MadeRun(names=(ATTACK, "an ordinary name", "a-name-without-any-place-to-break-it-which-goes-on-and-on"), base=ATTACK),
+        "text": MadeRun(names=NAMES, base=ATTACK, checked=True),
         "labels": MadeRun(problem="multi_label", names=(ATTACK, "other")),
         "numbers": MadeRun(problem="regression", names=()),
-        "images": MadeRun(domain="image", names=tuple(f"class number {i}" for i in range(25)), examples=500),
+        "images": MadeRun(domain="image", names=tuple(f"class number {i}" for i in range(25)), examples=500, checked=True),
     }
-    return {name: write_report(made.write(root / name), Told()) for name, made in runs.items()}  # type: ignore[arg-type]
+    pages = {name: write_report(made.write(root / name), Told()) for name, made in runs.items()}  # type: ignore[arg-type]
+    other = MadeRun(names=NAMES, base="another", skill=1.5).write(root / f"other {ATTACK.replace('/', ' ')}")
+    found = compare(root / "text", other)
+    return pages | {"compare": write_page(found, root / "compare.html", Told())}  # type: ignore[arg-type]
 
 
 def test_the_harness_sees_errors_and_requests(tmp_path: Path) -> None:
@@ -86,15 +93,15 @@ def test_the_harness_sees_errors_and_requests(tmp_path: Path) -> None:
     assert 'data-ran="yes"' in opened.document
 
 
-@pytest.mark.parametrize("name", ["text", "labels", "numbers", "images"])
-def test_the_report_opens_without_errors_and_asks_for_nothing(name: str, pages: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["text", "labels", "numbers", "images", "compare"])
+def test_the_page_opens_without_errors_and_asks_for_nothing(name: str, pages: dict[str, Path], tmp_path: Path) -> None:
     opened = open_page(pages[name], tmp_path / "profile")
     assert opened.console == [] and opened.requests == []
     assert "data-ran" not in opened.document
-    assert "How to reproduce" in opened.document
+    assert ("Settings that differ" if name == "compare" else "How to reproduce") in opened.document
 
 
-@pytest.mark.parametrize("name", ["text", "images"])
+@pytest.mark.parametrize("name", ["text", "images", "compare"])
 def test_it_is_the_escaping_that_protects_and_not_the_policy_alone(name: str, pages: dict[str, Path], tmp_path: Path) -> None:
     text, count = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", pages[name].read_text(encoding="utf-8"))
     assert count == 1
@@ -105,7 +112,7 @@ def test_it_is_the_escaping_that_protects_and_not_the_policy_alone(name: str, pa
 
 
 @pytest.mark.parametrize("width", [360, 1400])
-@pytest.mark.parametrize("name", ["text", "images"])
+@pytest.mark.parametrize("name", ["text", "images", "compare"])
 def test_nothing_sticks_out_sideways(name: str, width: int, pages: dict[str, Path], tmp_path: Path) -> None:
     # In a frame, because a window is never narrower than 500 pixels.
     frame = f'<iframe style="border: 0; width: {width}px; height: 900px" srcdoc="{html.escape(pages[name].read_text(encoding="utf-8"))}"></iframe>'

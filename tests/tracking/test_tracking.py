@@ -26,7 +26,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", TRACKERS)
-def test_every_tracker_takes_rows_and_goes_on_after_a_restart(tmp_path, kind):
+def test_every_tracker_takes_rows_and_goes_on_after_a_restart(tmp_path, kind, service):
     tracker = load_class(TRACKERS[kind])()
     assert isinstance(tracker, Tracker)
     row = {"step": 1, "split": "train", "loss": np.float32(0.5), "f1_each": [0.1, 0.2], "note": "x", "bad": float("nan")}
@@ -34,7 +34,7 @@ def test_every_tracker_takes_rows_and_goes_on_after_a_restart(tmp_path, kind):
         sink = tracker.open(tmp_path, {"name": "x", "seed": 0}, start)
         sink.log({**row, "step": start + 1})
         sink.close()
-    assert any(tmp_path.iterdir())
+    assert any(tmp_path.iterdir()) or len(service.of("log")) == 2
 
 
 def test_jsonl_rows(tmp_path):

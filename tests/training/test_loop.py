@@ -283,3 +283,10 @@ def test_bad_steps_apart_are_skipped() -> None:
     run([1.0], skip_limit=2)
     assert run.progress.skipped == 3 and [event.finite for event in run.of(Stepped)] == [True, False] * 3
     assert np.isnan(run.of(Stepped)[1].loss) or np.isinf(run.of(Stepped)[1].loss)
+
+
+def test_norms_by_part_are_told_at_evaluations() -> None:
+    run = Run()([1.0, 2.0], evaluate_every=3)
+    assert [event.step for event in run.of(Stepped) if event.part_norms] == [3, 6]
+    for event in (run.of(Stepped)[2], run.of(Stepped)[5]):
+        np.testing.assert_allclose(np.linalg.norm(list(event.part_norms.values())), event.gradient_norm, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Where the model is right and wrong: classes, confusions, calibration; for numbers the residuals; and the hardest examples."""
+"""Where the model is right and wrong: classes and confusions; for numbers the residuals; and the hardest examples."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from jaxtune.evaluation import charts, wording
-from jaxtune.evaluation.analysis import Reliability, class_scores, confusion_matrix, most_confused, most_mistaken, reliability, residuals
+from jaxtune.evaluation.analysis import class_scores, confusion_matrix, most_confused, most_mistaken, residuals
 from jaxtune.evaluation.hard_examples import hard_examples
 from jaxtune.evaluation.outcomes import Outcomes
 from jaxtune.evaluation.sections.seen import MIDDLE, NARROW, Figure, Seen
+from jaxtune.evaluation.slices import CLASS
 
 HARDEST = 12
 MATRIX_CLASSES = 20
@@ -25,8 +26,6 @@ def quality(seen: Seen) -> dict[str, Any]:
         "class_limit": TABLE_CLASSES,
         "matrix": None if single is None else _matrix(single),
         "confused": [] if single is None else _confused(single),
-        "calibration": "" if outcomes is None else _calibration(outcomes, _reliability(seen, outcomes)),
-        "bins": [] if outcomes is None else _bins(_reliability(seen, outcomes)),
         "residuals": [] if seen.outcomes is None or outcomes is not None else _residuals(seen.outcomes),
         "hardest": [] if seen.outcomes is None else hard_examples(seen.outcomes, HARDEST, seen.record.task, seen.records),
     }
@@ -35,7 +34,7 @@ def quality(seen: Seen) -> dict[str, Any]:
 def quality_figures(seen: Seen) -> dict[str, Figure]:
     if seen.outcomes is None:
         return {}
-    return _residual_figures(seen.outcomes) if seen.classified is None else _calibration_figure(_reliability(seen, seen.classified))
+    return _residual_figures(seen.outcomes) if seen.classified is None else {}
 
 
 # -- classes ----------------------------------------------------------------------------------------------------------------
@@ -43,13 +42,15 @@ def quality_figures(seen: Seen) -> dict[str, Figure]:
 
 def _classes(seen: Seen, outcomes: Outcomes) -> list[dict[str, Any]]:
     """One row a class, in class order; of very many classes the weakest first."""
-    scores, trend = class_scores(outcomes), seen.record.class_curve("f1_per_class")
+    scores, trend_name = class_scores(outcomes), "validation F1"
+    trend: np.ndarray | None = seen.record.class_curve("f1_per_class")
     spread = seen.intervals.get(seen.split, {}).get("f1_per_class")
-    has_trend = trend.ndim == 2 and trend.shape[0] > 1 and trend.shape[1] == outcomes.classes
+    if not (trend.ndim == 2 and trend.shape[0] > 1 and trend.shape[1] == outcomes.classes):
+        trend, trend_name = _followed(seen, outcomes), "validation share right"
     order = np.arange(outcomes.classes) if outcomes.classes <= TABLE_CLASSES else np.argsort(scores.f1, kind="stable")
     rows = []
     for i in order.tolist():
-        told = f"validation F1 from {wording.value(trend[0, i])} to {wording.value(trend[-1, i])}" if has_trend else ""
+        told = "" if trend is None else f"{trend_name} from {wording.value(trend[0, i])} to {wording.value(trend[-1, i])}"
         rows.append(
             {
                 "name": outcomes.shown[i],
@@ -59,10 +60,17 @@ def _classes(seen: Seen, outcomes: Outcomes) -> list[dict[str, Any]]:
                 "interval": spread[i] if isinstance(spread, list) else None,
                 "support": int(scores.support[i]),
                 "predicted": int(scores.predicted[i]),
-                "trend": charts.sparkline(trend[:, i], told) if has_trend else None,
+                "trend": None if trend is None else charts.sparkline(trend[:, i], told),
+                "trend_name": trend_name,
             }
         )
     return rows
+
+
+def _followed(seen: Seen, outcomes: Outcomes) -> np.ndarray | None:
+    """f64[evaluations, C] of the share that is right of each class, where F1 was not measured but the classes were followed."""
+    curves = [seen.record.slice_curve(CLASS, name) for name in outcomes.shown]
+    return np.stack(curves, 1) if len({len(curve) for curve in curves}) == 1 and len(curves[0]) > 1 else None
 
 
 def _matrix(outcomes: Outcomes) -> dict[str, Any]:
@@ -79,41 +87,6 @@ def _matrix(outcomes: Outcomes) -> dict[str, Any]:
 def _confused(outcomes: Outcomes) -> list[dict[str, Any]]:
     names, found = outcomes.shown, most_confused(outcomes, 5)
     return [{"truth": names[p.truth], "predicted": names[p.predicted], "count": p.count, "share": p.share} for p in found]
-
-
-# -- calibration ------------------------------------------------------------------------------------------------------------
-
-
-def _reliability(seen: Seen, outcomes: Outcomes) -> Reliability:
-    return reliability(outcomes.confidence, outcomes.right, seen.record.calibration_bins)
-
-
-def _calibration(outcomes: Outcomes, found: Reliability) -> str:
-    gap, error = found.overconfidence, f"The expected calibration error is {wording.value(found.error)}."
-    if outcomes.problem == "multi_label":
-        return f"{error} Every label of every example counts as one answer, and its probability as the confidence."
-    if abs(gap) < 0.02:
-        return f"{error} On average the model is right about as often as it says: confidence and accuracy differ by {abs(gap):.3f}."
-    kind = "overconfident: it is sure more often than right" if gap > 0 else "underconfident: it is right more often than it is sure"
-    return f"{error} The model is {kind}; on average confidence lies {abs(gap):.3f} {'above' if gap > 0 else 'below'} accuracy."
-
-
-def _bins(found: Reliability) -> list[tuple[str, int, float, float]]:
-    """(interval, answers, mean confidence, share that is right) of every bin that holds answers."""
-    width = 1 / len(found.count)
-    return [
-        (f"{i * width:.2f} – {(i + 1) * width:.2f}", int(found.count[i]), float(found.confidence[i]), float(found.accuracy[i]))
-        for i in np.flatnonzero(found.count).tolist()
-    ]
-
-
-def _calibration_figure(found: Reliability) -> dict[str, Figure]:
-    filled = np.flatnonzero(found.count).tolist()
-    text = (
-        f"Reliability diagram of {int(found.count.sum())} answers in {len(found.count)} bins of confidence. "
-        + " ".join(f"Confidence {found.confidence[i]:.2f}: {found.accuracy[i]:.2f} right." for i in filled)
-    )  # fmt: skip
-    return {"calibration": Figure(*(charts.reliability_diagram(found, width, text) for width in (MIDDLE, NARROW)))}
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------------

@@ -68,6 +68,10 @@ class AnyOptax(Optimizer):
     def settings(self) -> dict[str, float]:
         return super().settings() | {f"options.{name}": value for name, value in self.options.items() if isinstance(value, float)}
 
+    def structure(self) -> dict[str, Any]:
+        options = {name: "traced" if isinstance(value, float) else value for name, value in self.options.items()}
+        return super().structure() | {"options": options}
+
     def rule(self, controls: Controls, weight_decay: Number, key: str) -> optax.GradientTransformation:
         make = _known()[self.name]
         own_decay = {name: 0.0 for name in DECAYS if isinstance(_default(make, name), float)}

@@ -98,6 +98,11 @@ class Optimizer(Component):
         values = {name: getattr(self, name) for name in type(self).model_fields if name not in left_out}
         return {name: value for name, value in values.items() if isinstance(value, float)}
 
+    def structure(self) -> dict[str, Any]:
+        """All that its program depends on: the kind, and every setting that is no traced number. Equal structures share a program."""
+        outside = {"schedule", *Optimizer.fixed, *self.settings()}
+        return {"class": type(self)} | {name: getattr(self, name) for name in type(self).model_fields if name not in outside}
+
     def transform(self, controls: Controls, groups: Groups) -> optax.GradientTransformation:
         """The optimizer of all trainable arrays, a flat dict; its state is {stored path: state of that array's rule}.
 

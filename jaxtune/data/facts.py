@@ -1,0 +1,89 @@
+"""What a run's data are like, in numbers, as facts.json keeps them: rows, labels, copies, what is cut, what is padding.
+
+Advice and pages look at finished runs without their data, so what they need of it is counted once, before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxtune.data.examples import Examples
+from jaxtune.data.plan import Plan, choose_widths
+
+FILE = "facts.json"
+
+
+def recorded(
+    facts: Mapping[str, Any],
+    splits: Mapping[str, Examples],
+    keys: Sequence[str],
+    plan: Plan,
+    *,
+    phases: Sequence[tuple[int, int]],
+    limit: int | None,
+    possible: int | None,
+) -> dict[str, Any]:
+    """The contents of facts.json.
+
+    Args:
+        facts: of `Prepared`.
+        keys: content key of every record.
+        plan: the training batches of the first phase.
+        phases: (optimizer steps, steps of an epoch) of each phase.
+        limit: longest sequence in tokens; None without tokens.
+        possible: what the base's positions allow at most; None where nothing limits it.
+    """
+    labels, split = facts["labels"], facts["split"]
+    return {
+        "rows": dict(facts["rows"]),
+        "dropped_by_transforms": facts["dropped_by_transforms"],
+        "labels": None if labels is None else labels.as_json(),
+        "copies": {
+            "repeated": split.repeated,
+            "rows": split.copies,
+            "left_out": len(split.left_out),
+            "conflicts": len(split.conflicts),
+            "seen_in_training": seen_in_training(splits, keys),
+        },
+        "tokens": None if limit is None else tokens(splits["train"], limit, possible),
+        "padding": None if plan.lengths is None or limit is None else padding(plan, limit),
+        "phases": [{"steps": steps, "epoch_steps": epoch} for steps, epoch in phases],
+        "batch_rows": plan.batch_size or max(plan.batch_rows(width) for width in plan.widths or ()),
+    }
+
+
+def seen_in_training(splits: Mapping[str, Examples], keys: Sequence[str]) -> dict[str, int]:
+    """Of every other split, the rows whose very content is also a training row."""
+    known = {keys[row] for row in np.asarray(splits["train"].ids).tolist()}
+    return {name: sum(keys[row] in known for row in np.asarray(part.ids).tolist()) for name, part in splits.items() if name != "train"}
+
+
+def tokens(train: Examples, limit: int, possible: int | None) -> dict[str, Any]:
+    """Lengths of the training rows before cutting, against the limit."""
+    lengths = train.column("full_length") if "full_length" in train.facts else np.asarray(train.lengths)
+    beyond = np.maximum(lengths.astype(np.int64) - limit, 0)
+    return {
+        "limit": limit,
+        "possible": possible,
+        "rows_cut": float((beyond > 0).mean()),
+        "tokens_cut": float(beyond.sum() / max(int(lengths.sum()), 1)),
+        "quantiles": {f"{share:.0%}": int(np.quantile(lengths, share, method="higher")) for share in (0.5, 0.95, 1.0)},
+    }
+
+
+def padding(plan: Plan, limit: int) -> dict[str, Any]:
+    """The share of the batches' places that hold no token, and what it would be with `widths: auto`."""
+    assert plan.lengths is not None
+    wider = choose_widths(plan.lengths, limit, batch_size=plan.batch_size)
+    best = Plan(
+        rows=plan.rows, lengths=plan.lengths, widths=wider, batch_size=plan.batch_size, batch_tokens=plan.batch_tokens, divisor=plan.divisor
+    )
+    return {
+        "widths": list(plan.widths or ()),
+        "share": 1.0 - plan.real_token_share(),
+        "auto_widths": list(wider),
+        "auto_share": 1.0 - best.real_token_share(),
+    }

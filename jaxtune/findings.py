@@ -1,0 +1,55 @@
+"""What a run finds out besides its numbers: how its evaluations turn out by class and length, and what is odd about its data.
+
+The analysis itself is in `evaluation/` and knows no session; here it is given what it needs of one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxtune.evaluation import data_checks, slices
+from jaxtune.evaluation.evaluate import Predictions
+from jaxtune.evaluation.outcomes import Outcomes
+from jaxtune.prepare import Prepared
+from jaxtune.session import Session
+
+MOST_NUMBERS = 20_000_000  # validation rows x classes that are fetched at every evaluation
+
+
+def check_data(session: Session, folder: Path) -> dict[str, Any]:
+    """What the finished run tells about its data: wrong labels, near copies across splits. Neither changes the result."""
+    prepared, wanted = session.prepared, session.prepared.experiment.evaluation
+    found: dict[str, Any] = {}
+    if wanted.label_check:
+        new = prepared.base.checkpoint is None
+        unless = (
+            "the base is a new model, which tells nothing yet" if new else "more than one process trains" if jax.process_count() > 1 else ""
+        )
+        found["labels"] = data_checks.check_labels(
+            folder, prepared.task.problem, prepared.names, prepared.scanned.columns[prepared.task.label], prepared.scanned.keys,
+            prepared.splits["train"].ids, lambda: session.base_features("train"), unless,
+        )  # fmt: skip
+    if wanted.near_duplicates:
+        rows = {split: examples.ids for split, examples in prepared.splits.items()}
+        found["near_duplicates"] = data_checks.check_near_duplicates(
+            folder, prepared.task.domain, prepared.task.content, prepared.scanned.records, rows
+        )
+    return found
+
+
+def slices_wanted(session: Session) -> bool:
+    """Whether evaluations keep their predictions for the table by class and length; not where they are too many to be fetched each time."""
+    prepared = session.prepared
+    rows = len(prepared.splits.get("validation", ()))
+    return prepared.experiment.evaluation.slices and jax.process_count() == 1 and rows * max(len(prepared.names), 1) <= MOST_NUMBERS
+
+
+def slice_table(predictions: Predictions, prepared: Prepared) -> list[dict[str, Any]]:
+    """How an evaluation turned out by class and by length, a line each."""
+    known, rows = prepared.known_of_rows, predictions.ids
+    truth = [prepared.scanned.columns[prepared.task.label][row] for row in rows]
+    tokens = [known["tokens"][row] for row in rows] if "tokens" in known else None
+    return slices.table(Outcomes.of(predictions, prepared.names, prepared.task.problem, truth, tokens))

@@ -1,0 +1,1 @@
+"""Choosing before training: the base model, the learning rate, the batch size."""
