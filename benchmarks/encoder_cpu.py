@@ -135,7 +135,9 @@ class Bench:
         before = usage()
         with open(folder / "log.txt", "w") as log:
             command = [self.pythons[variant.side], "-m", RUNNERS[variant.side], str(folder / "job.json")]
-            code = subprocess.run(command, cwd=HERE, env=self.environment(), stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+            code = subprocess.run(
+                command, cwd=HERE, env=self.environment(variant), stdout=log, stderr=subprocess.STDOUT, check=False
+            ).returncode
         if code or not job.output.exists():
             lines = (folder / "log.txt").read_text().strip().splitlines()
             self.failures.append({"job": f"{mode} {size} {variant.name}", "error": lines[-1] if lines else f"exit code {code}"})
@@ -145,10 +147,13 @@ class Bench:
         self.versions[variant.side] = outcome.pop("versions")
         return {**outcome, **shares(before, usage())}
 
-    def environment(self) -> dict[str, str]:
-        """Compilation caches start empty; nothing reaches for the network."""
+    def environment(self, variant: Variant) -> dict[str, str]:
+        """Compilation caches start empty; nothing reaches for the network. jaxtune's memory lies in huge pages, as its commands see to."""
+        from jaxtune.cli.process import VARIABLE, WISH
+
+        own = {VARIABLE: WISH} if variant.side == "jaxtune" else {}
         threads = str(self.options.threads)
-        return os.environ | {
+        return os.environ | own | {
             "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "JAXTUNE_CACHE": str(self.folder / "cache"),
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"), "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "2",

@@ -2,6 +2,6 @@
 
 import sys
 
-from jaxtune.cli.main import main
+from jaxtune.cli.main import entry
 
-sys.exit(main())
+sys.exit(entry())

@@ -30,7 +30,7 @@ from jaxtune.core.redact import redact, redact_command
 
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "safetensors", "numpy")
-_ENVIRONMENT = ("JAX_", "XLA_", "LIBTPU_", "TPU_", "CUDA_VISIBLE", "NCCL_", "JAXTUNE_", "SLURM_JOB_ID", "OMP_NUM_THREADS")
+_ENVIRONMENT = ("JAX_", "XLA_", "LIBTPU_", "TPU_", "CUDA_VISIBLE", "NCCL_", "JAXTUNE_", "SLURM_JOB_ID", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 
 Status = Literal["running", "preempted", "interrupted", "failed", "done"]
 

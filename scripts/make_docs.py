@@ -61,13 +61,10 @@ def quickstart() -> str:
 
 
 def commands() -> str:
-    from jaxtune.cli.main import app
+    from jaxtune.cli import main as main  # which registers them
+    from jaxtune.cli.calling import app, command_names
 
-    rows = []
-    for command in app.registered_commands:
-        assert command.callback is not None
-        name = command.name or command.callback.__name__
-        rows.append((f"[`{name}`](#{name})", command.short_help))
+    rows = [(f"[`{name}`](#{name})", command.short_help) for name, command in zip(command_names(), app.registered_commands, strict=True)]
     return table(("command", "what it does"), rows)
 
 
@@ -101,6 +98,14 @@ def levels() -> str:
         if folder.is_dir() or file.is_file():
             by_level.setdefault(level, []).append(f"`{name}/`" if folder.is_dir() else f"`{file.name}`")
     return table(("level", "packages and files"), [(level, " ".join(names)) for level, names in sorted(by_level.items(), reverse=True)])
+
+
+def advice_rules() -> str:
+    """The rules of advice, from their own table."""
+    from jaxtune.evaluation.advice import RULES
+
+    rows = [(f"`{rule.name}`", rule.sign, rule.reason, ", ".join(f"`{name}`" for name in rule.unless)) for rule in RULES]
+    return table(("finding", "what is seen", "why this threshold", "unless"), rows)
 
 
 # -- an experiment, setting by setting ------------------------------------------------------------------------------------
@@ -169,10 +174,23 @@ def setting_table(rows: Any) -> str:
 # -- measurements -------------------------------------------------------------------------------------------------------
 
 
+FIRST = ("quickstart_seeds", "encoder_cpu", "freezing", "kill_resume")  # what the README shows; docs/measured.md shows the rest
+
+
 def measured() -> str:
-    """The README's section of measurements: every result there is, or nothing."""
-    parts = [shown for path in sorted(RESULTS.glob("*.json")) if (shown := shown_result(path.stem, json.loads(path.read_text("utf-8"))))]
-    return "\n\n".join(["## Measured", *parts]) if parts else ""
+    """The README's section of measurements, or nothing where none was taken."""
+    parts = results(FIRST)
+    return "\n\n".join(["## Measured", *parts, "More: [measured](docs/measured.md)."]) if parts else ""
+
+
+def measurements() -> str:
+    """Every other result there is."""
+    return "\n\n".join(results(sorted({path.stem for path in RESULTS.glob("*.json")} - set(FIRST))))
+
+
+def results(names: Sequence[str]) -> list[str]:
+    paths = [path for name in names if (path := RESULTS / f"{name}.json").is_file()]
+    return [shown for path in paths if (shown := shown_result(path.stem, json.loads(path.read_text("utf-8"))))]
 
 
 def shown_result(name: str, result: Mapping[str, Any]) -> str:
@@ -226,7 +244,7 @@ def broken(result: Mapping[str, Any]) -> str:
     times = ", ".join(f"{seconds:.1f} s where {limit:g} s are allowed" for limit, seconds in slowest.items())
     return (
         f"### Wrong experiments\n\n{result['passed']} of {result['cases']} broken experiments are answered with the documented message and exit code, in "
-        f"time, and leave nothing behind ([errors](docs/errors.md), `benchmarks/broken_experiments.py`). Slowest, in processor seconds: {times}."
+        f"time, and leave nothing behind ([errors](errors.md), `benchmarks/broken_experiments.py`). Slowest, in processor seconds: {times}."
     )
 
 
@@ -285,12 +303,14 @@ def table(head: Row, rows: Sequence[Row]) -> str:
 MAKERS: Mapping[str, Callable[[], str]] = {
     "quickstart": quickstart,
     "measured": measured,
+    "measurements": measurements,
     "commands": commands,
     "exit-codes": exit_codes,
     "public-names": public_names,
     "levels": levels,
     "experiment": experiment,
     "freezing": freezing,
+    "advice-rules": advice_rules,
 }
 
 if __name__ == "__main__":

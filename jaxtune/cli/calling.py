@@ -89,3 +89,10 @@ def nobody_reads() -> int:
     """After `jaxtune ... | head`: what is still in the buffer goes nowhere, without a word at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141  # as the shell names a process that SIGPIPE ended
+
+
+def command_names() -> tuple[str, ...]:
+    """All commands, as they are typed."""
+    return tuple(
+        command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback is not None
+    )

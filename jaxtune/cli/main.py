@@ -11,8 +11,9 @@ import typer
 from typer.exceptions import TyperException
 
 from jaxtune.cli import run_commands as run_commands
-from jaxtune.cli.calling import app, nobody_reads
+from jaxtune.cli.calling import app, command_names, nobody_reads
 from jaxtune.cli.output import error_object, print_error, write_json
+from jaxtune.cli.process import use_huge_pages
 from jaxtune.core.errors import JaxtuneError
 
 
@@ -29,6 +30,12 @@ def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
 ) -> None:
     pass
+
+
+def entry() -> int:
+    """The installed command."""
+    use_huge_pages()
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,5 +64,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _named(words: Sequence[str]) -> str:
     """The command that was meant, for the hint at its help."""
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    return f"{words[0]} " if words and words[0] in known else ""
+    return f"{words[0]} " if words and words[0] in command_names() else ""
