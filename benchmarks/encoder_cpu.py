@@ -72,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="cores and threads for every side")
+    parser.add_argument("--keep", action="store_true", help="keep what the file of results has of the parts that are not measured now")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: only to see that everything runs")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/encoder_cpu.json, none with --quick")
     options = parser.parse_args()
@@ -251,6 +252,9 @@ def main() -> None:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": machine(), "settings": settings,
         "commit": commit(), "load_before": os.getloadavg(), "versions": {}, "steps": {}, "epochs": {}, "anatomy": {}, "failures": [], "complete": False,
     }  # fmt: skip
+    if options.keep and options.json is not None and options.json.is_file():
+        earlier = json.loads(options.json.read_text(encoding="utf-8"))
+        result |= {name: earlier[name] for name in (*PHASES, "versions") if name not in options.only} | {"earlier": earlier["date"]}
     with tempfile.TemporaryDirectory(prefix="encoder_cpu_") as folder:
         bench = Bench(options, Path(folder))
         bench.prepare()
@@ -277,7 +281,7 @@ def main() -> None:
 
 def save(path: Path | None, result: dict[str, Any], bench: Bench) -> None:
     """After every part, so that an interrupted run leaves what it has."""
-    result |= {"versions": bench.versions, "failures": bench.failures}
+    result |= {"versions": {**result["versions"], **bench.versions}, "failures": bench.failures}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
