@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from flax import nnx
 
+from jaxtune.adjust import overridden
 from jaxtune.checkpoint.store import Store
 from jaxtune.core.component import OneOf, nearest
 from jaxtune.core.errors import ConfigError, NoCheckpointError
@@ -32,7 +33,7 @@ from jaxtune.model_session import ModelSession
 from jaxtune.models.blueprint import Blueprint, Flat
 from jaxtune.parallel import hosts
 from jaxtune.prepare import open_subject, prepare
-from jaxtune.run import export_run
+from jaxtune.run import Result, Watch, export_run, ignore, run
 from jaxtune.run_folder import RunFolder
 from jaxtune.session import OnDevice, Session
 
@@ -120,6 +121,35 @@ def export_model(run: str | Path, folder: str | Path, checkpoint: Which = "best"
     result = RunFolder.existing(Path(run)).result
     numbers = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
     return export_run(loaded.session, Path(folder), loaded.params | loaded.variables, numbers, loaded.phase)
+
+
+def branch(
+    run_folder: str | Path, changes: Sequence[str], *, name: str | None = None, watch: Watch = ignore
+) -> tuple[Result, dict[str, Any]]:
+    """A new run beside another one, from its best checkpoint, with `key=value` changes; the result and where it comes from.
+
+    The checkpoint is exported as a Hugging Face folder and is the new run's base, so head, length, data and phases may all be others; the
+    head is kept as long as the labels are the same. lineage.json of the new run names the parent, its step and the changes.
+
+    Raises:
+        ConfigError: it is no run, or the changes do not fit.
+        NoCheckpointError: the run has no checkpoint.
+    """
+    parent = RunFolder.existing(Path(run_folder))
+    experiment = load_experiment(parent.resolved)
+    if any(word.startswith("model.base=") for word in changes):
+        raise ConfigError("model.base: the base of a branch is the run's best checkpoint; for another base start a run of its own")
+    _, step = open_checkpoint(experiment, parent, "best")
+    after = overridden(experiment, changes)
+    base = parent.path / "branches" / f"step-{step}"
+    if not (base / "config.json").is_file():
+        export_model(parent.path, base)
+    after = after.model_copy(update={"model": after.model.model_copy(update={"base": str(base)})})
+    numbers = json.loads(parent.result.read_text(encoding="utf-8")) if parent.result.is_file() else {}
+    split = "test" if numbers.get("test") else "validation"
+    lineage = {"run": str(parent.path), "step": step, "changes": list(changes), "split": split, "parent_numbers": numbers.get(split, {})}
+    result = run(after, runs_dir=parent.path.parent, name=name or f"{parent.path.name}-branch", watch=watch, lineage=lineage)
+    return result, lineage
 
 
 # -- inside -------------------------------------------------------------------------------------------------------------

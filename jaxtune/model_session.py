@@ -5,17 +5,19 @@ It knows no training data, so a finished run can be loaded where only the run fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxtune.adjust import adjusted, in_force
 from jaxtune.checkpoint.store import Store
 from jaxtune.core.errors import ConfigError
 from jaxtune.evaluation.evaluate import Evaluator
+from jaxtune.experiment import Experiment
 from jaxtune.layers import stack
 from jaxtune.models.blueprint import Blueprint, Flat
 from jaxtune.models.load import Plan as LoadPlan
@@ -33,6 +35,7 @@ class ModelSession:
     Attributes:
         loading: which parameters come from the base and which start fresh.
         trained: per phase, the per-layer names that train in it.
+        given: the experiment as the run began, before any adjustment.
     """
 
     subject: Subject
@@ -41,6 +44,8 @@ class ModelSession:
     blueprint: Blueprint
     loading: LoadPlan
     trained: tuple[frozenset[str], ...]
+    given: Experiment
+    earlier: frozenset[str] = frozenset()  # what trained before an adjustment changed it
     evaluators: dict[tuple[str, ...], Evaluator] = field(default_factory=dict)
 
     @classmethod
@@ -58,16 +63,22 @@ class ModelSession:
         same_labels = subject.names and subject.base.labels == subject.names
         new_head = experiment.model.head == "new" or not same_labels
         loading = plan_load(subject.base, blueprint, table, new_head)
-        trained: list[frozenset[str]] = []
-        problems: list[str] = []
-        for number, phase in enumerate(experiment.phases):
-            try:
-                trained.append(choose(blueprint.params, phase.train, f"phases.{number}.train").names)
-            except ConfigError as error:
-                problems += error.problems
-        if problems:
-            raise ConfigError(problems)
-        return cls(subject, placement, table, blueprint, loading, tuple(trained))
+        return cls(subject, placement, table, blueprint, loading, trained_names(blueprint, experiment), experiment)
+
+    # -- adjustments ----------------------------------------------------------------------------------------------------
+
+    def adopt(self, adjustments: Sequence[Mapping[str, Any]]) -> None:
+        """The experiment as it became by these adjustments.
+
+        Raises:
+            ConfigError: an adjustment does not fit the experiment.
+        """
+        experiment, earlier = self.given, frozenset[str]()
+        for adjustment in adjustments:
+            earlier |= trained_names(self.blueprint, experiment)[adjustment["phase"]]
+            experiment = adjusted(experiment, adjustment["changes"], adjustment["phase"])
+        trained = trained_names(self.blueprint, experiment)
+        self.subject, self.trained, self.earlier = replace(self.subject, experiment=experiment), trained, earlier
 
     # -- parameters -----------------------------------------------------------------------------------------------------
 
@@ -78,7 +89,7 @@ class ModelSession:
 
     def touched(self, phase: int) -> frozenset[str]:
         """Per-layer names that may differ from the base once `phase` runs."""
-        return self.fresh.union(*self.trained[: phase + 1])
+        return self.fresh.union(self.earlier, *self.trained[: phase + 1])
 
     def make(self, cuts: tuple[int, ...]) -> Callable[[], nnx.Module]:
         experiment = self.subject.experiment
@@ -96,7 +107,7 @@ class ModelSession:
     def load_base(self) -> tuple[Flat, Flat]:
         """(parameters, variables) from the base: float32 where some phase trains them, compute precision elsewhere."""
         compute = jnp.dtype(self.subject.experiment.model.dtype)
-        masters = frozenset().union(*self.trained)
+        masters = self.earlier.union(*self.trained)
 
         def dtype_of(key: str) -> Any:
             if key in self.blueprint.others or not masters.isdisjoint(stack.names(key)):
@@ -118,7 +129,9 @@ class ModelSession:
 
     def restore_params(self, store: Store, step: int) -> tuple[Blueprint, Flat, Flat]:
         """(blueprint, parameters, variables) to evaluate at a saved step, whole and uncut, base included."""
-        self.check_unchanged(store.meta(step))
+        meta = store.meta(step)
+        self.check_unchanged(meta)
+        self.adopt(in_force(meta["progress"]))
         params, variables = self.load_base()
         described = store.arrays(step)
         wanted: dict[str, Any] = {"params": {}, "variables": {}, "average": {}}
@@ -166,3 +179,21 @@ class ModelSession:
         """What must be the same when a checkpoint is used again."""
         checkpoint = self.subject.base.checkpoint
         return {"base": None if checkpoint is None else checkpoint.fingerprint, "names": list(self.subject.names)}
+
+
+def trained_names(blueprint: Blueprint, experiment: Experiment) -> tuple[frozenset[str], ...]:
+    """Per phase, the per-layer names that train in it.
+
+    Raises:
+        ConfigError: patterns of a phase match nothing; of all phases at once.
+    """
+    trained: list[frozenset[str]] = []
+    problems: list[str] = []
+    for number, phase in enumerate(experiment.phases):
+        try:
+            trained.append(choose(blueprint.params, phase.train, f"phases.{number}.train").names)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return tuple(trained)

@@ -6,7 +6,7 @@ import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,15 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class Adjusted:
+    """Somebody changed the run; with `problems` it was refused."""
+
+    step: int
+    changes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Measured:
     """The best checkpoint on a whole split, at the end."""
 
@@ -82,8 +91,8 @@ class Recorder:
 
     def phase(self, session: Session, stage: Stage, progress: Progress) -> None:
         legs = tuple(
-            Leg(", ".join(phase.train), session.steps(number), session.plan(number).steps())
-            for number, phase in enumerate(self.experiment.phases)
+            Leg(", ".join(phase.train), session.steps(number, progress), session.plan(number).steps())
+            for number, phase in enumerate(session.prepared.experiment.phases)
         )
         started = PhaseStarted(
             self.experiment.name,
@@ -120,6 +129,11 @@ class Recorder:
             self.trackers.close()
             self.open(to)
         self.watch(Resumed(to, ()))
+
+    def adjusted(self, step: int, changes: Sequence[str], problems: Sequence[str]) -> None:
+        """What somebody asked of the run, and whether it was taken up."""
+        self.folder.event("refused" if problems else "adjusted", step=step, changes=list(changes), problems=list(problems))
+        self.watch(Adjusted(step, tuple(changes), tuple(problems)))
 
     def event(self, event: Stepped | Evaluated | Saved | Decided) -> None:
         if isinstance(event, Stepped):

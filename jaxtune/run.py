@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 
+from jaxtune.adjust import Requests
 from jaxtune.checkpoint.store import Store
 from jaxtune.config.write import to_yaml
-from jaxtune.core.errors import DivergedError, Interrupted, JaxtuneError, NoCheckpointError, Preempted
+from jaxtune.core.errors import ConfigError, DivergedError, Interrupted, JaxtuneError, NoCheckpointError, Preempted
 from jaxtune.evaluation.predictions import write_predictions
 from jaxtune.evaluation.report import write_report
 from jaxtune.experiment import Experiment, load_experiment
@@ -59,7 +60,13 @@ def ignore(event: Any) -> None:
 
 
 def run(
-    experiment: Experiment, *, runs_dir: str | Path = "runs", name: str | None = None, given: str | None = None, watch: Watch = ignore
+    experiment: Experiment,
+    *,
+    runs_dir: str | Path = "runs",
+    name: str | None = None,
+    given: str | None = None,
+    watch: Watch = ignore,
+    lineage: Mapping[str, Any] | None = None,
 ) -> Result:
     """Trains an experiment in a new run folder.
 
@@ -67,6 +74,7 @@ def run(
         runs_dir: where the folder `<runs_dir>/<name>` is made, numbered when it exists.
         given: the experiment file's text, kept beside the resolved one.
         watch: is given every event as it happens.
+        lineage: the run that this one branches off, kept as lineage.json.
 
     Raises:
         ConfigError, DataError: before anything is trained or written.
@@ -79,6 +87,8 @@ def run(
     with RunFolder.create(place, name or experiment.name) as folder:
         folder.write("resolved.yaml", to_yaml(experiment))
         folder.write("experiment.yaml", given if given is not None else to_yaml(experiment))
+        if lineage is not None:
+            folder.write_json("lineage.json", lineage)
         return execute(session, folder, watch)
 
 
@@ -116,7 +126,10 @@ def execute(session: Session, folder: RunFolder, watch: Watch) -> Result:
             while True:
                 if not progress.ending:
                     train_one(session, stage, store, progress, goal, signals, watchdog, recorder)
-                if progress.ending == "rollback":
+                if progress.ending == "adjust":
+                    stage = session.adjust(stage, progress)
+                    recorder.phase(session, stage, progress)
+                elif progress.ending == "rollback":
                     stage, progress = roll_back(session, store, progress, recorder)
                 elif progress.ending == "run" or progress.phase + 1 == len(experiment.phases):
                     break
@@ -164,7 +177,7 @@ def train_one(
 ) -> None:
     """The rest of one phase."""
     experiment = session.prepared.experiment
-    phase, steps = experiment.phases[progress.phase], session.steps(progress.phase)
+    phase, steps = experiment.phases[progress.phase], session.steps(progress.phase, progress)
     has_validation = "validation" in session.prepared.splits
     with watchdog.section("compile"):
         compiled = session.compile(stage, progress.phase)
@@ -178,12 +191,16 @@ def train_one(
         with watchdog.section("save"):
             session.save(store, state, progress, metric)
 
-    with session.feed("train", session.plan(progress.phase), progress.phase_step, steps, training=True) as feed:
+    def adjusted(progress: Progress) -> bool:
+        return take_up(session, progress, recorder)
+
+    plan, end = session.plan(progress.phase, progress.order), steps - progress.order_start
+    with session.feed("train", plan, progress.batch, end, training=True) as feed:
         events = train_phase(
             stage.state, stage.step, feed, stage.controls, session.placement,
             Schedule(steps, experiment.evaluation.every_steps, experiment.checkpoint.every_steps, phase.skip_limit), progress,
             evaluate=evaluate if has_validation else None,
-            goal=goal, rules=phase.stopping, save=save, interrupted=signals.requested,
+            goal=goal, rules=phase.stopping, save=save, interrupted=signals.requested, adjusted=adjusted,
         )  # fmt: skip
         while True:
             try:
@@ -198,6 +215,23 @@ def train_one(
             stage.state = state
             store.poll()
             recorder.event(event)
+
+
+def take_up(session: Session, progress: Progress, recorder: Recorder) -> bool:
+    """Adds what was asked of the run since to `progress.adjustments`; whether there was anything. What does not fit is refused, not raised."""
+    requests = Requests(recorder.folder.path)
+    asked = json.loads(hosts.share(json.dumps([(number, requests.words(number)) for number in requests.due(progress.step)])))
+    before = len(progress.adjustments)
+    for number, words in asked:
+        problems: tuple[str, ...] = ()
+        try:
+            progress.adjustments.append(session.consider(progress, words))
+        except ConfigError as error:
+            problems = error.problems
+        if hosts.is_primary():
+            requests.take(number, progress.step, problems)
+        recorder.adjusted(progress.step, words, problems)
+    return len(progress.adjustments) > before
 
 
 def roll_back(session: Session, store: Store, progress: Progress, recorder: Recorder) -> tuple[Stage, Progress]:

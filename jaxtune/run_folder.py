@@ -6,6 +6,7 @@ Nothing is ever written over by accident: a new run never takes an existing fold
     environment.json                  versions, git, devices          events.jsonl     saves, restarts, decisions, with reasons
     state.json                        running, preempted, ...         log.txt          the log, without secrets
     checkpoints/ predictions/ plots/ export/ result.json report.html
+    adjust/                           changes asked for while it ran    branches/ lineage.json   runs that began here, where it began
 """
 
 from __future__ import annotations

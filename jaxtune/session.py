@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtune.adjust import Change, in_force
 from jaxtune.checkpoint.store import Restored, Store
 from jaxtune.core.errors import ConfigError
 from jaxtune.core.weighted import Weighted
@@ -33,7 +35,8 @@ from jaxtune.training.loop import Progress
 from jaxtune.training.parameters import groups
 from jaxtune.training.phase import Phase
 from jaxtune.training.stage import Depth, Stage, build_stage
-from jaxtune.training.state import TrainState, abstract, from_arrays, to_arrays
+from jaxtune.training.state import TrainState, abstract, from_arrays, overlay, to_arrays
+from jaxtune.training.stopping.base import StopRule
 
 
 @dataclass
@@ -51,17 +54,22 @@ class Session(ModelSession):
 
     # -- phases ---------------------------------------------------------------------------------------------------------
 
-    def plan(self, number: int) -> Plan:
-        """The order of the training batches of a phase."""
+    def plan(self, number: int, order: int = 0) -> Plan:
+        """The order of the training batches of a phase; another one, each time that an adjustment changed the batches."""
         phase = self.prepared.experiment.phases[number]
-        seed = int(np.random.SeedSequence([self.prepared.experiment.seed, number]).generate_state(1)[0])
+        entropy = [self.prepared.experiment.seed, number, *([order] if order else [])]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         divisor = self.placement.batch_ways * phase.accumulation
         return self.prepared.plan("train", divisor=divisor, training=True, seed=seed)
 
-    def steps(self, number: int) -> int:
-        """Optimizer steps of a phase."""
+    def steps(self, number: int, progress: Progress | None = None) -> int:
+        """Optimizer steps of a phase; with `progress`, of the phase that it is in, as adjusted."""
         phase = self.prepared.experiment.phases[number]
-        return phase.steps if phase.steps is not None else max(1, round((phase.epochs or 0) * self.plan(number).steps()))
+        here = progress if progress is not None and progress.phase == number else Progress()
+        if phase.steps is not None:
+            return phase.steps
+        rest = (phase.epochs or 0) - here.order_epochs
+        return here.order_start + max(1, round(rest * self.plan(number, here.order).steps()))
 
     def check(self) -> None:
         """What must hold before the first step, found before anything is written.
@@ -90,7 +98,12 @@ class Session(ModelSession):
             raise ConfigError(dict.fromkeys(problems))
 
     def start_phase(
-        self, number: int, params: Mapping[str, jax.Array], variables: Mapping[str, jax.Array], previous: TrainState | None
+        self,
+        number: int,
+        params: Mapping[str, jax.Array],
+        variables: Mapping[str, jax.Array],
+        previous: TrainState | None,
+        progress: Progress | None = None,
     ) -> Stage:
         """Builds phase `number`; its state is that before the phase's first step."""
         phase: Phase = self.prepared.experiment.phases[number]
@@ -99,7 +112,7 @@ class Session(ModelSession):
         return build_stage(
             self.make, params, variables, self.shardings, partial(objective, self.prepared.task), phase.optimizer, self.placement,
             patterns=phase.train,
-            steps=self.steps(number),
+            steps=self.steps(number, progress),
             seed=experiment.seed,
             accumulation=phase.accumulation,
             average=phase.average,
@@ -166,23 +179,75 @@ class Session(ModelSession):
             NoCheckpointError: there is none.
             ConfigError: data or base have changed since.
         """
-        params, variables = self.load_base()
-        stages: dict[int, Stage] = {}
+        stages: dict[tuple[int, int], Stage] = {}
 
         def wanted(step: int) -> Any:
             meta = store.meta(step)
             self.check_unchanged(meta)
-            number = Progress(**meta["progress"]).phase
-            if number not in stages:
+            progress = Progress(**meta["progress"])
+            adjustments = in_force(meta["progress"])
+            known = (progress.phase, len(adjustments))
+            if known not in stages:
                 stages.clear()
-                stages[number] = self.start_phase(number, params, variables, None)
-            return abstract(to_arrays(stages[number].state, self.touched(number)))
+                self.adopt(adjustments)
+                params, variables = self.load_base()
+                stages[known] = self.start_phase(progress.phase, params, variables, None, progress)
+            return abstract(to_arrays(stages[known].state, self.touched(progress.phase)))
 
         found = store.restore(None, wanted, complete=True)
-        progress = Progress(**found.meta["progress"])
-        stage = stages[progress.phase]
+        (stage,) = stages.values()
         stage.state = from_arrays(stage.state, found.arrays)
-        return stage, progress, found
+        return stage, Progress(**found.meta["progress"]), found
+
+    # -- adjustments ----------------------------------------------------------------------------------------------------
+
+    def consider(self, progress: Progress, words: Sequence[str]) -> dict[str, Any]:
+        """One more adjustment, as `progress.adjustments` holds it; nothing changes.
+
+        Raises:
+            ConfigError: it does not fit the run as it is now.
+        """
+        adjustment = {"step": progress.step, "phase": progress.phase, "changes": list(words)}
+        trial = replace(self)
+        trial.adopt([*progress.adjustments, adjustment])
+        trial.check()
+        return adjustment
+
+    def adjust(self, stage: Stage, progress: Progress) -> Stage:
+        """The phase goes on as its newest adjustments want it; `progress.ending` is "adjust" before and "" (or how it ends) afterwards.
+
+        The new stage is built as a resume would build it, so that both train on bit for bit.
+        """
+        before, waiting = self.prepared.experiment, progress.adjustments[len(in_force(progress.to_json())) :]
+        touched, number = self.touched(progress.phase), progress.phase
+        done = 0.0 if progress.batch == 0 else progress.batch / self.plan(number, progress.order).steps()
+        self.adopt(progress.adjustments)
+        experiment = self.prepared.experiment
+        progress.ending = ""
+        for adjustment in waiting:
+            change = Change.read(adjustment["changes"])
+            progress.rate_scale *= change.rate_scale
+            progress.ending = change.stop or progress.ending  # type: ignore[assignment]
+        if (before.data.batch_size, before.data.batch_tokens) != (experiment.data.batch_size, experiment.data.batch_tokens):
+            progress.order_epochs += done
+            progress.order, progress.order_start = progress.order + 1, progress.phase_step
+        progress.rules = remembered(before.phases[number].stopping, experiment.phases[number].stopping, progress.rules)
+        if not progress.ending and progress.phase_step >= self.steps(number, progress):
+            progress.ending = "phase"
+        old = stage.state
+        fresh = self.start_phase(number, *self.load_base(), old, progress)
+        trainable = overlay(fresh.state.trainable, old.params, touched.__contains__)
+        average = overlay({key: jnp.copy(trainable[key]) for key in fresh.state.average}, old.average, lambda name: True)
+        fresh.state = replace(
+            fresh.state,
+            trainable=trainable,
+            frozen=overlay(fresh.state.frozen, old.params, touched.__contains__),
+            variables=overlay(fresh.state.variables, old.variables, lambda name: True),
+            average=average,
+            skipped=old.skipped,
+            skipped_in_a_row=old.skipped_in_a_row,
+        )
+        return fresh
 
 
 @dataclass(frozen=True)
@@ -209,3 +274,10 @@ class OnDevice:
 def objective(task: Any, model: nnx.Module, batch: Mapping[str, jax.Array], noise: Dropout | None) -> Weighted:
     """A task's loss of one batch, in training."""
     return task.loss(task.predict(model, batch, noise, training=True)["logits"], batch)
+
+
+def remembered(before: Sequence[StopRule], after: Sequence[StopRule], memory: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the rules of a phase remember after an adjustment: a rule of the same kind in the same place goes on, others start."""
+    known = dict(enumerate(memory))
+    same = [type(old) is type(new) for old, new in zip(before, after, strict=False)]
+    return [known[i] if i < len(same) and same[i] and i in known else rule.start() for i, rule in enumerate(after)]

@@ -11,6 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from jaxtune.cli import run_commands as run_commands
+from jaxtune.cli import tuning_commands as tuning_commands
 from jaxtune.cli.calling import app, command_names, nobody_reads
 from jaxtune.cli.output import error_object, print_error, write_json
 from jaxtune.cli.process import use_huge_pages

@@ -11,7 +11,7 @@ import os
 import sys
 
 VARIABLE, WISH = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
-COMPUTING = ("train", "resume", "evaluate", "predict")
+COMPUTING = ("train", "resume", "evaluate", "predict", "branch")
 
 
 def wants_huge_pages(words: list[str], environment: dict[str, str], platform: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtune.checkpoint.store import Durable
 from jaxtune.cli.output import Output
-from jaxtune.recorder import Measured, PhaseStarted, Resumed
+from jaxtune.recorder import Adjusted, Measured, PhaseStarted, Resumed
 from jaxtune.run import Result
 from jaxtune.session import Compiled
 from jaxtune.training.loop import Decided, Evaluated, Saved, Stepped
@@ -46,6 +46,10 @@ class Watch:
             self.tell(f"going on after step {event.step}")
             for step, why in event.rejected:
                 self.tell(f"checkpoint of step {step} was damaged and set aside: {why}")
+        elif isinstance(event, Adjusted):
+            self.tell(f"{'not adjusted' if event.problems else 'adjusted'} after step {event.step}: {' '.join(event.changes)}")
+            for problem in event.problems:
+                self.tell(f"  {problem}")
         elif isinstance(event, Measured):
             self.close()
             self.panel = None
@@ -63,6 +67,7 @@ class Watch:
                 event.total_steps, mode="quiet" if self.output.as_json else "auto", title=event.run, legs=event.legs, best=event.best
             )
             self.panel.__enter__()
+        self.panel.total_steps, self.panel.legs = event.total_steps, event.legs  # an adjustment may have changed them
         self.panel.begin_phase(event.phase, event.step, event.done)
         for line in freezing_table(event.table):
             self.tell(line)

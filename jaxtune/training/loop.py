@@ -70,16 +70,25 @@ class Progress:
 
     step: int = 0  # optimizer steps since the run began
     phase: int = 0
-    phase_step: int = 0  # also the number of the next batch
+    phase_step: int = 0
     rate_scale: float = 1.0
     best: float | None = None
     best_step: int | None = None
     rules: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0  # in steps, over restarts
     skipped: int = 0  # steps of this phase
-    ending: Literal["", "phase", "run", "rollback"] = ""  # how the phase ends here, so that a resumed run does not ask again
+    ending: Literal["", "phase", "run", "rollback", "adjust"] = ""  # how the phase ends here, so that a resumed run does not ask again
     rollback_factor: float = 1.0
     rolled_back_scale: float = 1.0  # product of the factors of all rollbacks; unlike a plateau's, they last beyond the phase
+    adjustments: list[dict[str, Any]] = field(default_factory=list)  # taken up so far: {"number", "step", "phase", "changes"}
+    order: int = 0  # how often the order of this phase's batches began anew, because an adjustment changed the batches
+    order_start: int = 0  # step of the phase at which the present order began
+    order_epochs: float = 0.0  # epochs of the phase that lay behind it then
+
+    @property
+    def batch(self) -> int:
+        """The number of the next batch in the present order."""
+        return self.phase_step - self.order_start
 
     def note(self, decision: Decision, last: bool) -> None:
         """Takes over what a decision means for what comes next."""
@@ -94,6 +103,7 @@ class Progress:
 
     def next_phase(self) -> None:
         self.phase, self.phase_step, self.rules, self.ending = self.phase + 1, 0, [], ""
+        self.order, self.order_start, self.order_epochs = 0, 0, 0.0
         self.rate_scale, self.skipped = self.rolled_back_scale, 0
 
     def go_on_from(self, earlier: Progress) -> Progress:
@@ -150,6 +160,7 @@ def train_phase(
     rules: Sequence[StopRule] = (),
     save: Callable[[TrainState, Progress, float | None], None] | None = None,
     interrupted: Callable[[int], type[JaxtuneError] | None] = lambda step: None,
+    adjusted: Callable[[Progress], bool] = lambda progress: False,
 ) -> Iterator[tuple[Event, TrainState]]:
     """Trains from `progress.phase_step` to the end of the phase.
 
@@ -159,6 +170,7 @@ def train_phase(
         controls: (step of the phase, rate scale) -> the step's traced scalars, host values.
         save: starts a checkpoint; called with the metric when an evaluation belongs to this very step.
         interrupted: asked after every step; a class means: save and raise it.
+        adjusted: asked at evaluations and saves; True means: save and end here, because what follows is trained otherwise.
 
     Yields:
         (event, state): the state is only valid until the generator is resumed, because the next step is given its memory.
@@ -212,7 +224,9 @@ def train_phase(
             decision = decide(rules, progress, goal, metrics, told.loss)
             saving = saving or is_best
         progress.note(decision, last)
-        if save is not None and (saving or progress.ending in ("phase", "run")):
+        if not progress.ending and reason is None and adjusted(progress):
+            progress.ending = "adjust"
+        if save is not None and (saving or progress.ending in ("phase", "run", "adjust")):
             start = time.perf_counter()
             save(state, progress, metric)
             yield Saved(progress.step, time.perf_counter() - start), state

@@ -129,6 +129,24 @@ def recut_params(flat: Mapping[str, jax.Array], wanted: Mapping[str, Any], place
     return {key: jax.device_put(value, placed[key]) for key, value in moved.items()}
 
 
+def overlay(values: Mapping[str, jax.Array], source: Mapping[str, jax.Array], wanted: Callable[[str], bool]) -> Flat:
+    """`values` with the layers of `source` whose per-layer name is wanted, whatever the two cuttings; dtypes and places stay."""
+    place = {name: (key, row) for key in source for row, name in enumerate(stack.names(key)) if wanted(name)}
+
+    def layer(name: str) -> jax.Array:
+        key, row = place[name]
+        return source[key][row] if stack.is_stacked(key) else source[key]
+
+    out = {}
+    for key, value in values.items():
+        for row, name in enumerate(stack.names(key)):
+            if name in place:
+                found = layer(name).astype(value.dtype)
+                value = value.at[row].set(found) if stack.is_stacked(key) else found
+        out[key] = jax.device_put(value, values[key].sharding)
+    return out
+
+
 def shardings_of(state: TrainState) -> TrainState:
     """A pytree of the shape of the state with each array's sharding: pinned as the step's output, or every second step recompiles."""
     return jax.tree.map(lambda x: x.sharding, state)

@@ -17,7 +17,7 @@ from jaxtune.cli.main import app, main
 from jaxtune.cli.output import Output
 from jaxtune.core import errors
 
-COMMANDS = ["new", "check", "preview", "train", "resume", "evaluate", "predict", "export", "describe", "doctor"]
+COMMANDS = ["new", "check", "preview", "train", "resume", "evaluate", "predict", "export", "describe", "doctor", "adjust", "branch"]
 
 
 @pytest.fixture
