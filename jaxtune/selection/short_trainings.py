@@ -6,7 +6,7 @@ training to the next. Seeds change the order of the data, fresh parameters (the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,7 +92,7 @@ class ShortTrainings:
         self.stage.state = replace(state, **parts, average=average, key=key)
         return self.stage.state
 
-    def train(self, seed: int, rates: Sequence[float]) -> Iterator[Step]:
+    def train(self, seed: int, rates: Sequence[float]) -> Generator[Step]:
         """Trains from the start with one rate per step, everything else as the phase has it; `stage.state` is the state so far.
 
         A consumer that has seen enough closes the iterator.

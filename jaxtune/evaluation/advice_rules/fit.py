@@ -108,7 +108,7 @@ def stopped_early(evidence: Evidence) -> Finding | None:
         name = wording.metric(evidence.record.best_metric)
         noise = evidence.noise(best)
         sign = (
-            f"the validation loss was still falling, from {wording.value(phase.validation[-1 - patience])} to {wording.value(phase.validation[-1])}"
+            f"the validation loss was still falling, from {wording.value(float(phase.validation[-1 - patience]))} to {wording.value(float(phase.validation[-1]))}"
             if falling
             else f"{name} had fallen by {wording.value(max(drop, 0.0))}, less than its standard error of {wording.value(noise)}"
         )
