@@ -264,9 +264,9 @@ def test_results_are_shown_only_when_there_are_some(make_docs: Any, tmp_path: Pa
     (tmp_path / "other.json").write_text('{"rows": []}')
     assert make_docs.measured() == ""
     shown = {"title": "Accuracy", "columns": ["seed", "f1"], "rows": [[0, "0.97"], [1, "a|b"]], "note": "Three seeds."}
-    (tmp_path / "quickstart.json").write_text(json.dumps({"table": shown}))
+    (tmp_path / "quickstart_seeds.json").write_text(json.dumps({"table": shown}))
     made = make_docs.made(page)
-    assert "## Measured\n\n### Accuracy\n\n| seed | f1 |\n|---|---|\n| 0 | 0.97 |\n| 1 | a\\|b |\n\nThree seeds.\n\n<!-- /made -->" in made
+    assert "## Measured\n\n### Accuracy\n\n| seed | f1 |\n|---|---|\n| 0 | 0.97 |\n| 1 | a\\|b |\n\nThree seeds.\n\nMore:" in made
     assert make_docs.made(made) == made
 
 
