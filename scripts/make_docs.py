@@ -254,7 +254,7 @@ def encoder(result: Mapping[str, Any]) -> str:
         return ""
     machine, epochs = result["machine"], result["epochs"]
     size = epochs["size"] if epochs["size"] in result["steps"] else next(iter(result["steps"]))
-    steps = result["steps"][size]
+    steps, only = result["steps"][size], result["settings"]["epochs"] == 1
     step_rows = [
         (name, f"{row['step_seconds']:.2f} ({row['step_seconds_p10']:.2f} to {row['step_seconds_p90']:.2f})",
          f"{row['examples_per_second']:.1f}", f"{row['peak_gib']:.2f}")
@@ -277,7 +277,7 @@ def encoder(result: Mapping[str, Any]) -> str:
             f"{result['date'][:10]}, {machine['cpu']}, {machine['cores']} cores). Other processes had up to {max(busy, default=0):.0%} of the machine.",
             f"One step of {size} (rows x tokens, no padding), median and 10th to 90th percentile:",
             table(("", "seconds per step", "examples/s", "peak GiB"), step_rows),
-            f"Whole epochs of {epochs['rows']} rows, each side's own batching:",
+            f"Whole epochs of {epochs['rows']} rows, each side's own batching{'; the only epoch, so compilation is in it' if only else ''}:",
             table(("", "seconds of the last epoch", "examples/s", "test accuracy"), epoch_rows),
             "Examples per second of jaxtune over the other's:",
             "\n".join(ratios),
