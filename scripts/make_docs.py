@@ -254,7 +254,7 @@ def encoder(result: Mapping[str, Any]) -> str:
         return ""
     machine, epochs = result["machine"], result["epochs"]
     size = epochs["size"] if epochs["size"] in result["steps"] else next(iter(result["steps"]))
-    steps, only = result["steps"][size], result["settings"]["epochs"] == 1
+    steps, only = result["steps"][size], result.get("settings", {}).get("epochs") == 1
     step_rows = [
         (name, f"{row['step_seconds']:.2f} ({row['step_seconds_p10']:.2f} to {row['step_seconds_p90']:.2f})",
          f"{row['examples_per_second']:.1f}", f"{row['peak_gib']:.2f}")
