@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxtune.config.document import Document, split_key
 from jaxtune.config.read import apply_overrides, build
@@ -33,6 +33,7 @@ CHANGEABLE = (
     r"checkpoint\.every_steps",
 )
 RATE_SCALE, STOP = "rate_scale", "stop"
+End = Literal["", "phase", "run"]
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,15 @@ class Change:
 
     overrides: tuple[str, ...]
     rate_scale: float = 1.0
-    stop: str = ""
+    stop: End = ""
 
     @classmethod
     def read(cls, words: Sequence[str]) -> Change:
         """Raises:
         ConfigError: there is none, a word is no `key=value`, or `rate_scale` or `stop` have an impossible value.
         """
-        problems, overrides, scale, stop = [], [], 1.0, ""
+        problems, overrides, scale = [], [], 1.0
+        stop: End = ""
         if not words:
             problems.append("nothing to change; write key=value, such as rate_scale=0.5")
         for word in words:
@@ -66,8 +68,9 @@ class Change:
                 if not 0 < scale < float("inf"):
                     problems.append(f"{word}: expected a factor above 0, such as rate_scale=0.5")
             elif key == STOP:
-                stop = value
-                if value not in ("phase", "run"):
+                if value == "phase" or value == "run":
+                    stop = value
+                else:
                     problems.append(
                         f"{word}: expected stop=phase (the next phase begins) or stop=run (the run ends with its best checkpoint)"
                     )

@@ -263,7 +263,7 @@ class Session(ModelSession):
         for adjustment in waiting:
             change = Change.read(adjustment["changes"])
             progress.rate_scale *= change.rate_scale
-            progress.ending = change.stop or progress.ending  # type: ignore[assignment]
+            progress.ending = change.stop or progress.ending
         if (before.data.batch_size, before.data.batch_tokens) != (experiment.data.batch_size, experiment.data.batch_tokens):
             progress.order_epochs += done
             progress.order, progress.order_start = progress.order + 1, progress.phase_step

@@ -82,7 +82,7 @@ class Progress:
     ending: Literal["", "phase", "run", "rollback", "adjust"] = ""  # how the phase ends here, so that a resumed run does not ask again
     rollback_factor: float = 1.0
     rolled_back_scale: float = 1.0  # product of the factors of all rollbacks; unlike a plateau's, they last beyond the phase
-    adjustments: list[dict[str, Any]] = field(default_factory=list)  # taken up so far: {"number", "step", "phase", "changes"}
+    adjustments: list[dict[str, Any]] = field(default_factory=list)  # taken up so far: {"step", "phase", "changes"}
     order: int = 0  # how often the order of this phase's batches began anew, because an adjustment changed the batches
     order_start: int = 0  # step of the phase at which the present order began
     order_epochs: float = 0.0  # epochs of the phase that lay behind it then
