@@ -18,7 +18,7 @@ from jaxtune.config.document import Document, split_key
 from jaxtune.config.read import apply_overrides, build
 from jaxtune.config.write import to_yaml
 from jaxtune.config.yaml12 import parse
-from jaxtune.core.component import nearest
+from jaxtune.core.component import Component, nearest
 from jaxtune.core.errors import ConfigError, DiskError
 from jaxtune.core.files import plain, write_whole
 from jaxtune.experiment import Experiment
@@ -81,14 +81,14 @@ class Change:
         return cls(tuple(overrides), scale, stop)
 
 
-def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """The experiment with `key=value` overrides.
+def overridden[C: Component](settings: C, overrides: Sequence[str]) -> C:
+    """An experiment, or one of its parts, with `key=value` overrides.
 
     Raises:
         ConfigError: every problem of the overrides.
     """
-    data, _ = parse(to_yaml(experiment), "resolved.yaml")
-    return build(apply_overrides(Document(data, {}, "resolved.yaml"), overrides, Experiment), Experiment)
+    data, _ = parse(to_yaml(settings), "resolved.yaml")
+    return build(apply_overrides(Document(data, {}, "resolved.yaml"), overrides, type(settings)), type(settings))
 
 
 def adjusted(experiment: Experiment, words: Sequence[str], phase: int) -> Experiment:

@@ -31,6 +31,7 @@ from jaxtune.evaluation.evaluate import Evaluated, Predictions
 from jaxtune.experiment import Experiment, load_experiment
 from jaxtune.model_session import ModelSession
 from jaxtune.models.blueprint import Blueprint, Flat
+from jaxtune.models.peft import Peft
 from jaxtune.parallel import hosts
 from jaxtune.prepare import open_subject, prepare
 from jaxtune.run import Result, Watch, export_run, ignore, run
@@ -111,8 +112,8 @@ def predict(model: LoadedModel | str | Path, records: Source | Sequence[Mapping[
     return predict_records(loaded, open_records(loaded, records))
 
 
-def export_model(run: str | Path, folder: str | Path, checkpoint: Which = "best") -> Path:
-    """Writes a Hugging Face folder of a run's checkpoint.
+def export_model(run: str | Path, folder: str | Path, checkpoint: Which = "best", *, whole: bool = False) -> Path:
+    """Writes a Hugging Face folder of a run's checkpoint; `whole` merges an adapter whatever `model.adapter.export` says.
 
     Raises:
         ConfigError: the folder exists and is not empty.
@@ -120,7 +121,7 @@ def export_model(run: str | Path, folder: str | Path, checkpoint: Which = "best"
     loaded = load_model(run, checkpoint)
     result = RunFolder.existing(Path(run)).result
     numbers = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
-    return export_run(loaded.session, Path(folder), loaded.params | loaded.variables, numbers, loaded.phase)
+    return export_run(loaded.session, Path(folder), loaded.params | loaded.variables, numbers, loaded.phase, whole=whole)
 
 
 def branch(
@@ -141,9 +142,11 @@ def branch(
         raise ConfigError("model.base: the base of a branch is the run's best checkpoint; for another base start a run of its own")
     _, step = open_checkpoint(experiment, parent, "best")
     after = overridden(experiment, changes)
+    if isinstance(after.model.adapter, Peft) and after.model.adapter == experiment.model.adapter:
+        raise ConfigError("model.adapter: the run's adapter is merged into the branch's base; say model.adapter=null, or which one comes next")
     base = parent.path / "branches" / f"step-{step}"
     if not (base / "config.json").is_file():
-        export_model(parent.path, base)
+        export_model(parent.path, base, whole=True)
     after = after.model_copy(update={"model": after.model.model_copy(update={"base": str(base)})})
     numbers = json.loads(parent.result.read_text(encoding="utf-8")) if parent.result.is_file() else {}
     split = "test" if numbers.get("test") else "validation"
@@ -178,7 +181,7 @@ def open_records(loaded: LoadedModel, records: Any) -> Records:
         return source_for(loaded.session.subject.experiment, str(records)).open()
     listed = list(records)
     if listed and isinstance(listed[0], str):
-        listed = [{task.content[0]: text} for text in listed]
+        listed = [task.from_text(text) for text in listed]
     return InMemory(records=tuple(listed)).open()
 
 
@@ -196,12 +199,26 @@ def source_for(experiment: Experiment, path: str) -> Source:
 
 def predict_records(loaded: LoadedModel, records: Records) -> Predictions:
     """Probabilities of every record that the transforms leave and the over-length policy keeps."""
+    subject, cleaned = loaded.session.subject, unlabelled(loaded, records)
+    data, task = subject.experiment.data, subject.task
+    encoded = task.encode(cleaned, subject.names, subject.processor, Limits(subject.limit, data.over_length, None, ""))
+    examples = encoded.examples.subset(encoded.kept)
+    found = infer(loaded, examples)
+    return replace(found, ids=cleaned.rows[found.ids])
+
+
+def unlabelled(loaded: LoadedModel, records: Records) -> Cleaned:
+    """The records after the experiment's transforms, without what the task is to find out.
+
+    Raises:
+        ConfigError: a column that the task reads is missing.
+    """
     subject = loaded.session.subject
     data, task = subject.experiment.data, subject.task
     fields = records.fields
     for transform in data.transforms:
         fields = transform.fields_after(fields)
-    missing = [name for name in task.content if name not in fields]
+    missing = [name for name in task.content if name not in (*fields, *task.answers)]
     if missing:
         raise ConfigError(
             [f'no column "{name}" in the data{nearest(name, list(fields))} (columns: {", ".join(fields)})' for name in missing]
@@ -209,12 +226,7 @@ def predict_records(loaded: LoadedModel, records: Records) -> Predictions:
     kept = (
         [row for row in range(len(records)) if apply(data.transforms, records[row]) is not None] if data.transforms else range(len(records))
     )
-    unlabelled = tuple(name for name in fields if name != task.label)
-    cleaned = Cleaned(records, data.transforms, np.array(kept, np.int64), unlabelled)
-    encoded = task.encode(cleaned, subject.names, subject.processor, Limits(subject.limit, data.over_length, None, ""))
-    examples = encoded.examples.subset(encoded.kept)
-    found = infer(loaded, examples)
-    return replace(found, ids=cleaned.rows[found.ids])
+    return Cleaned(records, data.transforms, np.array(kept, np.int64), tuple(name for name in fields if name not in task.answers))
 
 
 def infer(loaded: LoadedModel, examples: Examples) -> Predictions:

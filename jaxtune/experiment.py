@@ -58,6 +58,8 @@ class Experiment(Component):
                 for name in ("max_tokens", "batch_tokens")
                 if getattr(self.data, name) is not None
             ]
+        if self.evaluation.answers is not None and not self.task.generates:
+            problems.append(f"evaluation.answers: {type(self.task).__name__} writes nothing; leave it out")
         wrong = HostAugment if self.task.domain == "image" else DeviceAugment
         problems += [
             f"data.augment.{number}: {type(augment).__name__} does not work on {self.task.domain}s; leave it out"

@@ -1,4 +1,4 @@
-"""What a run finds out besides its numbers: how its evaluations turn out by class and length, and what is odd about its data.
+"""What a run finds out besides its numbers: how its evaluations turn out by class and length, what the model writes, what is odd about its data.
 
 The analysis itself is in `evaluation/` and knows no session; here it is given what it needs of one.
 """
@@ -12,7 +12,9 @@ import jax
 
 from jaxtune.evaluation import data_checks, slices
 from jaxtune.evaluation.evaluate import Predictions
+from jaxtune.evaluation.generation import Answered, answer, choose_questions
 from jaxtune.evaluation.outcomes import Outcomes
+from jaxtune.models.blueprint import Blueprint, Flat
 from jaxtune.prepare import Prepared
 from jaxtune.session import Session
 
@@ -23,13 +25,13 @@ def check_data(session: Session, folder: Path) -> dict[str, Any]:
     """What the finished run tells about its data: wrong labels, near copies across splits. Neither changes the result."""
     prepared, wanted = session.prepared, session.prepared.experiment.evaluation
     found: dict[str, Any] = {}
-    if wanted.label_check:
+    if wanted.label_check and prepared.problem is not None and prepared.truth is not None:
         new = prepared.base.checkpoint is None
         unless = (
             "the base is a new model, which tells nothing yet" if new else "more than one process trains" if jax.process_count() > 1 else ""
         )
         found["labels"] = data_checks.check_labels(
-            folder, prepared.task.problem, prepared.names, prepared.scanned.columns[prepared.task.label], prepared.scanned.keys,
+            folder, prepared.problem, prepared.names, prepared.truth, prepared.scanned.keys,
             prepared.splits["train"].ids, lambda: session.base_features("train"), unless,
         )  # fmt: skip
     if wanted.near_duplicates:
@@ -40,16 +42,27 @@ def check_data(session: Session, folder: Path) -> dict[str, Any]:
     return found
 
 
+def answer_sample(session: Session, split: str, blueprint: Blueprint, params: Flat, variables: Flat) -> Answered | None:
+    """What the model writes for the split's sample of rows; None where the experiment asks for no answers."""
+    prepared = session.prepared
+    wanted, tokenizer = prepared.experiment.evaluation.answers, prepared.processor.tokenizer
+    if wanted is None or split not in prepared.splits:
+        return None
+    assert tokenizer is not None
+    questions = choose_questions(prepared.splits[split], wanted, max_tokens=prepared.base.family.max_tokens, seed=prepared.experiment.seed)
+    return answer(questions, wanted, session.generator(blueprint, wanted.generation, wanted.batch_size), params, variables, tokenizer)
+
+
 def slices_wanted(session: Session) -> bool:
     """Whether evaluations keep their predictions for the table by class and length; not where they are too many to be fetched each time."""
     prepared = session.prepared
     rows = len(prepared.splits.get("validation", ()))
-    return prepared.experiment.evaluation.slices and jax.process_count() == 1 and rows * max(len(prepared.names), 1) <= MOST_NUMBERS
+    return prepared.problem is not None and prepared.experiment.evaluation.slices and jax.process_count() == 1 and rows * max(len(prepared.names), 1) <= MOST_NUMBERS
 
 
 def slice_table(predictions: Predictions, prepared: Prepared) -> list[dict[str, Any]]:
     """How an evaluation turned out by class and by length, a line each."""
-    known, rows = prepared.known_of_rows, predictions.ids
-    truth = [prepared.scanned.columns[prepared.task.label][row] for row in rows]
+    known, rows, truth = prepared.known_of_rows, predictions.ids, prepared.truth
+    assert truth is not None and prepared.problem is not None
     tokens = [known["tokens"][row] for row in rows] if "tokens" in known else None
-    return slices.table(Outcomes.of(predictions, prepared.names, prepared.task.problem, truth, tokens))
+    return slices.table(Outcomes.of(predictions, prepared.names, prepared.problem, [truth[row] for row in rows], tokens))

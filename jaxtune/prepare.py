@@ -17,14 +17,17 @@ from jaxtune.core.folders import cache_folder
 from jaxtune.data import cache as disk
 from jaxtune.data import checks
 from jaxtune.data.examples import Examples
+from jaxtune.data.pack import PackedPlan, packed_width
 from jaxtune.data.plan import Plan, choose_widths
 from jaxtune.data.processor import Limits, Processor
 from jaxtune.data.report import label_report, split_report
 from jaxtune.data.scan import Cleaned, Scan, apply, scan
 from jaxtune.experiment import Experiment
+from jaxtune.models.family import Outputs
 from jaxtune.models.load import Base, check_licence, open_base
 from jaxtune.models.settings import NewModel
 from jaxtune.tasks.base import Task
+from jaxtune.tasks.labelled import LabelledTask, Problem
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,21 @@ class Subject:
     processor: Processor
     task: Task
     names: tuple[str, ...]
+
+    @property
+    def outputs(self) -> Outputs:
+        """What head the task needs."""
+        return self.task.outputs(self.names)
+
+    @property
+    def classes(self) -> int:
+        """Outputs per example; 0 where the head gives the vocabulary."""
+        return self.outputs if isinstance(self.outputs, int) else 0
+
+    @property
+    def problem(self) -> Problem | None:
+        """What kind of label the task gives; None where it gives none."""
+        return self.task.problem if isinstance(self.task, LabelledTask) else None
 
     @property
     def limit(self) -> int | None:
@@ -63,6 +81,11 @@ class Prepared(Subject):
     fingerprint: str
     facts: Mapping[str, Any]
 
+    @property
+    def truth(self) -> list[Any] | None:
+        """The label of every record; None where the task reads none."""
+        return self.scanned.columns[self.task.label] if isinstance(self.task, LabelledTask) else None
+
     def full_length(self, record: int) -> int:
         """Tokens of a record before cutting; 0 without tokens."""
         lengths = next(iter(self.splits.values())).facts.get("full_length")
@@ -82,11 +105,12 @@ class Prepared(Subject):
         """
         data, examples = self.experiment.data, self.splits[split]
         own = None if training else data.evaluation_batch_size
+        packed = training and data.packing != "none"
         try:
-            return Plan(
+            return (PackedPlan if packed else Plan)(
                 rows=len(examples),
                 lengths=examples.lengths,
-                widths=self.facts["widths"],
+                widths=self.facts["packed_widths" if packed else "widths"],
                 batch_size=own or data.batch_size,
                 batch_tokens=None if own else data.batch_tokens,
                 seed=seed,
@@ -107,40 +131,27 @@ def prepare(experiment: Experiment, *, cache: Path | None = None) -> Prepared:
     subject = open_subject(experiment, ())
     base, processor, task, data, limit = subject.base, subject.processor, subject.task, experiment.data, subject.limit
     records = data.source.open()
-    light = tuple(dict.fromkeys((task.label, *data.split.needs, *task.texts)))
-    scanned = scan(records, data.transforms, task.content, light)
+    scanned = scan(records, data.transforms, task.content, tuple(dict.fromkeys((*task.light, *data.split.needs))))
     parts = data.split.assign(scanned.columns, scanned.keys)
-    values = scanned.columns[task.label]
-    regression = task.problem == "regression"
-    checks.stop_on(
-        checks.check_records(
-            scanned.columns,
-            parts,
-            texts=task.texts,
-            label=None if regression else task.label,
-            targets=(task.label,) if regression else (),
-            label_names=task.labels,
-        ),
-        source_rows=scanned.records.rows,
-    )
-    names = task.find_labels([values[i] for i in parts["train"]], scanned.records.label_names.get(task.label, ()))
+    checks.stop_on(task.check(scanned.columns, parts), source_rows=scanned.records.rows)
+    names = task.find_names(scanned.columns, parts, scanned.records.label_names)
     key = data_fingerprint(experiment)
     limits = Limits(limit, data.over_length, cache or cache_folder("data"), key)
     encoded = task.encode(scanned.records, names, processor, limits)
     splits = take(encoded.examples, encoded.kept, parts)
-    counts = task.count(values, parts["train"], names)
+    labels = scanned.columns[task.label] if isinstance(task, LabelledTask) and names else None
     facts = {
         "rows": {name: len(examples) for name, examples in splits.items()},
         "dropped_by_transforms": scanned.dropped,
-        "labels": label_report(values, parts, names) if names else None,
-        "split": split_report(parts, scanned.keys, None if regression else values),
+        "labels": label_report(labels, parts, names) if labels is not None else None,
+        "split": split_report(parts, scanned.keys, labels),
         "encoding": encoded.report,
         "widths": batch_widths(experiment, splits["train"].lengths, limit),
+        "packed_widths": packed_widths(experiment, splits["train"].lengths),
         "licence": base.licence,
     }
-    if counts is not None:
-        task = task.model_copy(update={"loss": task.loss.fit(counts)})
-    return Prepared(experiment, base, processor, task, names, scanned, splits, key, facts)
+    fitted = task.fit(scanned.columns, parts, names)
+    return Prepared(experiment, base, processor, fitted, names, scanned, splits, key, facts)
 
 
 def data_fingerprint(experiment: Experiment) -> str:
@@ -174,7 +185,8 @@ def open_subject(experiment: Experiment, names: tuple[str, ...]) -> Subject:
     base = load_base(experiment)
     processor = experiment.task.processor(base)
     subject = Subject(experiment, base, processor, experiment.task.bind(processor), names)
-    if subject.limit is not None and experiment.data.widths != "auto" and experiment.data.widths[-1] != subject.limit:
+    padded = experiment.data.widths != "auto" and experiment.data.packing == "none"
+    if subject.limit is not None and padded and experiment.data.widths[-1] != subject.limit:
         raise ConfigError(
             f"data.widths: the last must be the longest text, {subject.limit} tokens (data.max_tokens), found {experiment.data.widths[-1]}"
         )
@@ -196,9 +208,9 @@ def load_base(experiment: Experiment) -> Base:
             f"choose a base for {experiment.task.domain}s or another task.kind"
         )
     model = experiment.model
-    if not base.family.stacked and (model.scan_layers != "auto" or model.remat != "none"):
+    if not base.family.stacked and (model.scan_layers != "auto" or model.remat != "none" or model.attention != "auto"):
         raise ConfigError(
-            f"model.scan_layers, model.remat: have no effect on {base.family.model_type}, whose blocks differ; leave them out"
+            f"model.scan_layers, model.remat, model.attention: have no effect on {base.family.model_type}, whose blocks differ; leave them out"
         )
     return base
 
@@ -238,4 +250,20 @@ def batch_widths(experiment: Experiment, lengths: np.ndarray | None, limit: int 
     if lengths is None or limit is None:
         return None
     data = experiment.data
-    return choose_widths(lengths, limit, batch_size=data.batch_size) if data.widths == "auto" else data.widths
+    if data.widths != "auto" and data.packing == "none":
+        return data.widths
+    return choose_widths(lengths, limit, batch_size=data.batch_size)
+
+
+def packed_widths(experiment: Experiment, lengths: np.ndarray | None) -> tuple[int, ...] | None:
+    """The one width of packed training rows; None without packing.
+
+    Raises:
+        ConfigError: there is nothing to pack.
+    """
+    data = experiment.data
+    if data.packing == "none":
+        return None
+    if lengths is None:
+        raise ConfigError(f"data.packing: {data.packing} puts texts into one row, but the examples have no tokens; use none")
+    return (packed_width(lengths),) if data.widths == "auto" else data.widths

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from jaxtune.checkpoint.store import Restored, Store
+from jaxtune.evaluation.generation import Answered
 from jaxtune.experiment import Experiment
 from jaxtune.parallel import hosts
 from jaxtune.run_folder import RunFolder
@@ -86,6 +87,7 @@ class Recorder:
         """Opens metrics.jsonl and the trackers; rows after `step` are taken back."""
         if hosts.is_primary():
             self.folder.evaluations.drop_after(step)
+            self.folder.samples.drop_after(step)
             self.trackers = Trackers(self.experiment.tracking, self.folder.path, self.experiment.model_dump(mode="json"), step)
 
     # -- what happens ---------------------------------------------------------------------------------------------------
@@ -164,6 +166,12 @@ class Recorder:
         """How an evaluation turned out by class and by length."""
         if hosts.is_primary():
             self.folder.evaluations.append({"step": step, "split": "validation", "slices": list(table)})
+
+    def answered(self, step: int, answered: Answered) -> None:
+        """What the model wrote, row by row."""
+        if hosts.is_primary():
+            for row in answered.rows:
+                self.folder.samples.append({"step": step, **row})
 
     def result(self, split: str, step: int, metrics: Mapping[str, Any]) -> None:
         self.folder.event("measured", split=split, step=step, **{k: v for k, v in metrics.items() if isinstance(v, int | float)})

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from jaxtune.adapter_export import merged, write_adapter
 from jaxtune.adjust import Requests
 from jaxtune.checkpoint.store import Store
 from jaxtune.config.write import to_yaml
@@ -21,16 +22,17 @@ from jaxtune.evaluation.advice import write_advice
 from jaxtune.evaluation.predictions import write_predictions
 from jaxtune.evaluation.report import write_report
 from jaxtune.experiment import Experiment, load_experiment
-from jaxtune.findings import check_data, slice_table, slices_wanted
+from jaxtune.findings import answer_sample, check_data, slice_table, slices_wanted
 from jaxtune.model_session import ModelSession
 from jaxtune.models.card import model_card
 from jaxtune.models.export import export
+from jaxtune.models.weights import kernel_beside
 from jaxtune.parallel import hosts
 from jaxtune.prepare import prepare
 from jaxtune.recorder import Recorder
 from jaxtune.run_folder import RunFolder, runs_folder
 from jaxtune.session import Session
-from jaxtune.tasks.base import HF_PROBLEM
+from jaxtune.tasks.labelled import HF_PROBLEM
 from jaxtune.training.compile import device_memory
 from jaxtune.training.loop import Goal, Progress, Schedule, train_phase
 from jaxtune.training.signals import Signals
@@ -191,6 +193,11 @@ def begin(session: Session, store: Store, recorder: Recorder, watchdog: Watchdog
             stage = session.start_phase(0, *session.load_base(), None)
         recorder.open(progress.step)
         recorder.phase(session, stage, progress)
+    if progress.step == 0:
+        with watchdog.section("evaluation"):
+            told = answer_sample(session, "validation", stage.blueprint, stage.state.evaluated, stage.state.variables)
+        if told is not None:
+            recorder.answered(0, told)
     return stage, progress
 
 
@@ -212,7 +219,12 @@ def train_one(
             found = session.evaluate("validation", stage.blueprint, state.evaluated, state.variables, keep=sliced)
         if found.predictions is not None:
             recorder.slices(progress.step, slice_table(found.predictions, session.prepared))
-        return found.metrics
+        with watchdog.section("evaluation"):
+            told = answer_sample(session, "validation", stage.blueprint, state.evaluated, state.variables)
+        if told is None:
+            return found.metrics
+        recorder.answered(progress.step, told)
+        return {**found.metrics, **told.metrics}
 
     def save(state: Any, progress: Progress, metric: float | None) -> None:
         with watchdog.section("save"):
@@ -291,11 +303,12 @@ def conclude(session: Session, folder: RunFolder, store: Store, progress: Progre
             numbers[split] = {}
             continue
         found = session.evaluate(split, blueprint, params, variables, keep=prepared.experiment.evaluation.predictions)
-        numbers[split] = dict(found.metrics)
-        recorder.result(split, step, found.metrics)
+        told = answer_sample(session, split, blueprint, params, variables)
+        numbers[split] = {**found.metrics, **({} if told is None else told.metrics)}
+        recorder.result(split, step, numbers[split])
         if found.predictions is not None and hosts.is_primary():
-            path, truth = folder.path / "predictions" / f"{split}.parquet", prepared.scanned.columns[prepared.task.label]
-            write_predictions(path, found.predictions, prepared.names, prepared.task.problem, truth, prepared.known_of_rows)
+            path = folder.path / "predictions" / f"{split}.parquet"
+            write_predictions(path, found.predictions, prepared.names, prepared.problem, prepared.truth, prepared.known_of_rows)
     numbers["peak_memory_bytes"] = recorder.peak_memory()
     if hosts.is_primary():
         folder.write_json("result.json", numbers)
@@ -312,10 +325,16 @@ def look_back(session: Session, folder: RunFolder) -> None:
         write_report(folder.path, session.prepared.scanned.records)
 
 
-def export_run(session: ModelSession, target: Path, values: Mapping[str, jax.Array], numbers: Mapping[str, Any], phase: int) -> Path:
-    """A Hugging Face folder with the given parameters; never-trained tensors are the base's own bytes."""
+def export_run(
+    session: ModelSession, target: Path, values: Mapping[str, jax.Array], numbers: Mapping[str, Any], phase: int, *, whole: bool = False
+) -> Path:
+    """A Hugging Face folder with the given parameters; never-trained tensors are the base's own bytes.
+
+    Of a run with an adapter what `model.adapter.export` says; `whole` is a merged model in any case.
+    """
     subject = session.subject
-    experiment, task = subject.experiment, subject.task
+    experiment = subject.experiment
+    model = experiment.model
     card = model_card(
         subject.base,
         name=experiment.name,
@@ -323,8 +342,19 @@ def export_run(session: ModelSession, target: Path, values: Mapping[str, jax.Arr
         test=numbers.get("test") or numbers.get("validation") or {},
         configuration=to_yaml(experiment),
     )
-    trained = session.touched(phase) | set(session.blueprint.others)
     files = {"README.md": card}
+    wanted = "merged" if whole or model.adapter is None else model.adapter.export
+    if wanted == "peft":
+        return write_adapter(session, target, values, phase, files)
+    trained = session.touched(phase) | set(session.blueprint.others)
+    adapted = values
+    if model.adapter is not None or model.quantize != "none":
+        found = merged(session, values, phase)
+        hosts.say(f"merged {len(found.changed)} arrays in float32; a layer's outputs differ by at most {found.difference:.1g} of its greatest")
+        values, trained = found.values, frozenset(name for name in trained if not kernel_beside(name)) | found.changed
     if subject.processor.image is not None:
         files["preprocessor_config.json"] = json.dumps(dict(subject.processor.image.config), indent=2) + "\n"
-    return export(target, subject.base, values, trained=trained, labels=subject.names, problem=HF_PROBLEM[task.problem], files=files)
+    export(target, subject.base, values, trained=trained, labels=subject.names, problem=None if subject.problem is None else HF_PROBLEM[subject.problem], files=files)
+    if wanted == "both":
+        write_adapter(session, target / "adapter", adapted, phase, {})
+    return target

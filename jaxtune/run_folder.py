@@ -6,6 +6,7 @@ Nothing is ever written over by accident: a new run never takes an existing fold
     environment.json                  versions, git, devices          events.jsonl     saves, restarts, decisions, with reasons
     state.json                        running, preempted, ...         log.txt          the log, without secrets
     evaluations.jsonl                 by class and length             checks.json      wrong labels, near copies
+    samples.jsonl                     what the model wrote (language)
     checkpoints/ predictions/ plots/ export/ result.json report.html
     adjust/                           changes asked for while it ran    branches/ lineage.json   runs that began here, where it began
 """
@@ -52,6 +53,7 @@ class RunFolder:
         self.result = self.path / "result.json"
         self.metrics = Rows(self.path / "metrics.jsonl")
         self.evaluations = Rows(self.path / "evaluations.jsonl")
+        self.samples = Rows(self.path / "samples.jsonl")
         self._events = Rows(self.path / "events.jsonl")
         self._lock = Lock(self.path / "lock")
         self._handlers: list[logging.Handler] = []

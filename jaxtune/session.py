@@ -23,7 +23,7 @@ from jaxtune.core.weighted import Weighted
 from jaxtune.data.augment import device_part, host_part
 from jaxtune.data.batch import collate
 from jaxtune.data.feed import Feed
-from jaxtune.data.pipeline import HostBatch, batches
+from jaxtune.data.pipeline import HostBatch, batches, template
 from jaxtune.data.plan import Plan
 from jaxtune.evaluation.evaluate import Evaluated
 from jaxtune.evaluation.features import FeatureTable, pooled_features
@@ -117,7 +117,6 @@ class Session(ModelSession):
         """Builds phase `number`; its state is that before the phase's first step."""
         phase: Phase = self.prepared.experiment.phases[number]
         experiment, family = self.prepared.experiment, self.prepared.base.family
-        outputs = self.prepared.task.outputs(self.prepared.names)
         key = self.program_key(number)
         stage = build_stage(
             self.make, params, variables, self.shardings, partial(objective, self.prepared.task), phase.optimizer, self.placement,
@@ -127,7 +126,8 @@ class Session(ModelSession):
             accumulation=phase.accumulation,
             average=phase.average,
             rates=experiment.model.rates(family),
-            augment=device_part(experiment.data.augment, outputs),
+            adapter_dropout=0.0 if experiment.model.adapter is None else experiment.model.adapter.dropout_rate,
+            augment=device_part(experiment.data.augment, self.prepared.classes),
             depth=Depth(family.layer_of, family.layers),
             previous=previous,
             programs=self.programs.get(key),
@@ -140,7 +140,8 @@ class Session(ModelSession):
         experiment, prepared = self.prepared.experiment, self.prepared
         phase, model = experiment.phases[number], experiment.model
         return (
-            model.base, model.dtype, model.stack(), model.rates(prepared.base.family) is None, repr(prepared.task), prepared.names,
+            model.base, model.dtype, model.stack(), model.rates(prepared.base.family) is None, model.quantize,
+            None if model.adapter is None else model.adapter.structure(), repr(prepared.task), prepared.names,
             experiment.data.augment, experiment.mesh, phase.train, phase.accumulation, phase.average is None, repr(phase.optimizer.structure()),
         )  # fmt: skip
 
@@ -153,9 +154,8 @@ class Session(ModelSession):
         plan = self.plan(number)
         width = None if plan.widths is None else plan.widths[-1]
         rows = plan.batch_rows(width)
-        row = self.prepared.splits["train"].row(0)
-        template = collate([row] + [None] * (rows - 1), width)
-        batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.placement.rows()) for name, x in template.items()}
+        arrays = collate([template(self.prepared.splits["train"], plan)] + [None] * (rows - 1), width)
+        batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.placement.rows()) for name, x in arrays.items()}
         scalars = self.placement.put(stage.controls(0, 1.0))
         before = stage.step.compile_seconds
         needed = memory(stage.step.prepare(stage.state, batch, scalars))
@@ -177,7 +177,7 @@ class Session(ModelSession):
             yield feed
 
     def place(self, batch: HostBatch) -> OnDevice:
-        return OnDevice(self.placement.put_batch(batch.arrays), batch.examples, batch.tokens, batch.arrays["example_id"])
+        return OnDevice(self.placement.put_batch(batch.arrays), batch.examples, batch.tokens, batch.ids)
 
     # -- evaluation -----------------------------------------------------------------------------------------------------
 
@@ -309,7 +309,7 @@ class OnDevice:
 
 def objective(task: Any, model: nnx.Module, batch: Mapping[str, jax.Array], noise: Dropout | None) -> Weighted:
     """A task's loss of one batch, in training."""
-    return task.loss(task.predict(model, batch, noise, training=True)["logits"], batch)
+    return task.objective(model, batch, noise)
 
 
 def remembered(before: Sequence[StopRule], after: Sequence[StopRule], memory: list[dict[str, Any]]) -> list[dict[str, Any]]:

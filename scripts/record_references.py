@@ -26,7 +26,9 @@ from pathlib import Path
 import numpy
 import torch
 import transformers
+from record_language import record_language
 from reference_cases import CASES, TEXTS, VOCABULARY, Case
+from reference_language_cases import LANGUAGE_CASES
 from safetensors.torch import load_file, save_file
 
 BATCH = 3
@@ -61,6 +63,11 @@ tolerance below it cannot be met.
 - `position_ids` (RoBERTa) as derived from the padding; `interpolated_position_embeddings` (ViT on a larger image);
 - `train.*` (ResNet): logits, loss and gradients with batch statistics, and `train.<name>` of the running statistics
   after that one batch.
+
+A language model (loss `language`) has instead: `input_ids`, `attention_mask`, `position_ids` of texts padded on the right with
+their `logits`; `loss`, the mean cross entropy of predicting token t from those before it with weights `token_weight`, and its
+gradients; `prompt.*`, prompts padded on the left, with `prompt_logits` and `generated`, the 64 tokens that greedy `generate` adds. Its
+`rounding` also says the least `margin` between the best token and the next in them.
 
 Two things to know when comparing. The gradients of key biases (`key.bias`, `k_lin.bias`) are zero in exact arithmetic,
 so what is recorded is rounding: compare absolutely. And PyTorch keeps the gradient of the padding row of an embedding
@@ -287,7 +294,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=default, help="folder to write to (default: tests/references)")
     parser.add_argument("--only", nargs="*", default=None, help="names of the cases to record again (default: all)")
     arguments = parser.parse_args()
-    if unknown := set(arguments.only or []) - {case.name for case in CASES}:
+    every = (*CASES, *LANGUAGE_CASES)
+    if unknown := set(arguments.only or []) - {case.name for case in every}:
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
 
     torch.set_num_threads(1)
@@ -298,12 +306,13 @@ def main() -> None:
 
     index = arguments.output / "index.json"
     known = {row["name"]: row for row in json.loads(index.read_text())["cases"]} if index.exists() else {}
-    for case in CASES:
+    for case in every:
         if arguments.only is None or case.name in arguments.only:
-            known[case.name] = record(case, arguments.output)
+            is_language = not isinstance(case, Case)
+            known[case.name] = record_language(case, arguments.output, file_gradients) if is_language else record(case, arguments.output)
             row = known[case.name]
             print(f"{row['bytes'] / 1024:7.0f} KB  {row['name']}  rounding {row['rounding']}")
-    rows = [known[case.name] for case in CASES if case.name in known]
+    rows = [known[case.name] for case in every if case.name in known]
     made_with = {
         "date": datetime.date.today().isoformat(),
         "transformers": transformers.__version__,

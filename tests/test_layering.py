@@ -25,13 +25,14 @@ LEVELS: dict[str, int] = {
     "tasks": 4,
     "evaluation": 5,
     "training": 6,
-    "experiment": 7, "prepare": 7, "adjust": 7, "model_session": 7, "session": 7, "findings": 7, "recorder": 7, "run": 7, "api": 7,
+    "experiment": 7, "prepare": 7, "adjust": 7, "model_session": 7, "adapter_export": 7, "session": 7,
+    "findings": 7, "recorder": 7, "run": 7, "api": 7, "soup": 7,
     "selection": 8, "search": 8,
     "cli": 9,
     "__init__": 10, "__main__": 10,
 }  # fmt: skip
 # Where all parts meet there is an order too: a file imports earlier ones only.
-MEETING = ["experiment", "prepare", "adjust", "model_session", "session", "findings", "recorder", "run", "api"]
+MEETING = ["experiment", "prepare", "adjust", "model_session", "adapter_export", "session", "findings", "recorder", "run", "api", "soup"]
 
 # Outside package -> the files or folders that may import it.
 DOORS: dict[str, tuple[str, ...]] = {

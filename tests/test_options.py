@@ -242,6 +242,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"model.head": "new", "task.labels": ["calm", "glad", "sad"], "data.source": {"kind": "in_memory", "records": "CALM"}}, "state"),
     ({"model.scan_layers": True}, "program"),
     ({"model.remat": "block"}, "program"),
+    ({"model.attention": "xla"}, "program"),
     ({"task.text": "path"}, "data"),
     ({"task.pair": "path"}, "data"),
     ({"task.label": "path", SPLIT: {"kind": "random"}}, "DataError"),
@@ -265,6 +266,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"data.over_length": "drop"}, "data"),
     ({"data.over_length": "error"}, "DataError"),
     ({"data.widths": [12]}, "data"),
+    ({"data.packing": "best_fit", "data.widths": "auto"}, "ConfigError"),  # rows with a label each; see tests/data/test_pack.py
     ({"data.batch_size": 16}, "data"),
     ({"data.batch_tokens": 192, "data.batch_size": None}, "data"),
     ({"data.evaluation_batch_size": 16}, "evaluation_data"),
@@ -297,6 +299,7 @@ ELSEWHERE = {
     "evaluation.slices": "below", "evaluation.label_check": "below", "evaluation.near_duplicates": "below",
     "checkpoint.every_steps": "below", "checkpoint.keep_latest": "below",
     "model.allowed_licences": "below",
+    "model.adapter": "tests/test_adapter_run.py", "model.quantize": "tests/test_adapter_run.py",
     "model.base.family": "tests/models/test_load.py", "model.base.config": "tests/models/test_load.py",
     "data.workers": "changes speed alone: tests/data/test_pipeline.py",
     "data.split.duplicates": "tests/data/test_split.py",

@@ -137,7 +137,7 @@ def classes(values: Sequence[Any], problem: Problem) -> dict[str, int]:
         return {}
     if problem == "single_label":
         return dict(Counter(str(value) for value in _given(values)).most_common())
-    from jaxtune.tasks.base import split_labels
+    from jaxtune.tasks.labelled import split_labels
 
     return dict(Counter(name for value in _given(values) for name in split_labels(value)).most_common())
 

@@ -32,6 +32,11 @@ class Output:
         if not self.as_json:
             print(text)
 
+    def write(self, text: str) -> None:
+        """A piece of a line for people, at once."""
+        if not self.as_json:
+            print(text, end="", flush=True)
+
     def table(self, rows: Sequence[Sequence[Any]], head: Sequence[str] = ()) -> None:
         """Columns for people; on a terminal the last one wraps within its column."""
         if self.as_json or not rows:
@@ -56,6 +61,11 @@ class Output:
             yield real
 
 
+def coloured(file: TextIO | None = None) -> bool:
+    """Whether colours show there (default: stdout) and are wanted."""
+    return (file or sys.stdout).isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def write_json(value: Mapping[str, Any], file: TextIO) -> None:
     """One line of strict JSON: no NaN, NumPy numbers as numbers, everything unknown as text."""
     from jaxtune.core.files import plain
@@ -72,8 +82,7 @@ def error_object(error: BaseException, code: int, **more: Any) -> dict[str, Any]
 
 def print_error(message: str) -> None:
     """`error: ...` on stderr, red on a terminal; several problems stand below each other."""
-    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    word = "\033[31merror:\033[0m" if colour else "error:"
+    word = "\033[31merror:\033[0m" if coloured(sys.stderr) else "error:"
     first, *rest = message.split("\n") if message else [""]
     lines = [f"{word} {first}"] if not rest else [f"{word} {len(rest) + 1} problems", *(f"  {line}" for line in (first, *rest))]
     print("\n".join(lines), file=sys.stderr, flush=True)

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.cli.output import Output
+from jaxtune.cli.output import Output, coloured
 from jaxtune.core.component import nearest
 from jaxtune.core.errors import ConfigError
 from jaxtune.core.printable import printable
 from jaxtune.data.augment import host_part
+from jaxtune.data.transforms.pieces import pieces, stretches
+from jaxtune.data.transforms.tokenize import Tokenizer
 from jaxtune.experiment import load_experiment
 from jaxtune.prepare import Prepared, prepare
+from jaxtune.tasks.labelled import LabelledTask
 
 SHADES = " .:-=+*#%@"
 
@@ -38,19 +41,24 @@ def run(output: Output, experiment: Path, overrides: list[str], count: int, spli
 
 def tell(output: Output, prepared: Prepared, row: dict[str, Any]) -> dict[str, Any]:
     """One example for people, and as JSON."""
-    target = wanted(prepared, row)
-    output.say(f"row {row['example_id']}   {prepared.task.label}: {printable(target)}")
-    found: dict[str, Any] = {"row": int(row["example_id"]), "label": target}
+    found: dict[str, Any] = {"row": int(row["example_id"])}
+    said = f"row {row['example_id']}"
+    if isinstance(prepared.task, LabelledTask):
+        found["label"] = wanted(prepared, row)
+        said += f"   {prepared.task.label}: {printable(found['label'])}"
+    output.say(said)
     if "tokens" in row:
         tokenizer = prepared.processor.tokenizer
         assert tokenizer is not None
         tokens = np.asarray(row["tokens"])
         full = prepared.full_length(int(row["example_id"]))
-        text = tokenizer.decode(tokens)
+        found |= {"tokens": len(tokens), "full_length": full, "text": tokenizer.decode(tokens)}
         output.say(f"  {len(tokens)} tokens" + (f" of {full}, the rest is cut" if full > len(tokens) else ""))
-        output.say(f"  {printable(text, 600)}")
+        if "token_weight" in row:
+            found |= tell_targets(output, tokenizer, row)
+        else:
+            output.say(f"  {printable(found['text'], 600)}")
         output.say(f"  {' | '.join(printable(piece, 30) for piece in tokenizer.pieces(tokens[:16]))} ...")
-        found |= {"tokens": len(tokens), "full_length": full, "text": text}
     else:
         image = np.asarray(row["image"])
         found |= {"shape": list(image.shape), "mean": float(image.mean())}
@@ -61,12 +69,31 @@ def tell(output: Output, prepared: Prepared, row: dict[str, Any]) -> dict[str, A
     return found
 
 
+def tell_targets(output: Output, tokenizer: Tokenizer, row: dict[str, Any]) -> dict[str, Any]:
+    """What of a text is learned: in colour on a terminal, else between brackets."""
+    found = stretches(tokenizer, pieces(tokenizer, row))
+    trained = sum(one.tokens for one in found if one.trained)
+    colour = coloured()
+    learned = ("\033[1;32m", "\033[0m") if colour else ("⟦", "⟧")
+    other = ("\033[2m", "\033[0m") if colour else ("", "")
+    output.say(f"  learned: {trained} tokens, {f'{learned[0]}like this{learned[1]}' if colour else 'between ⟦ and ⟧'}")
+    said = [(learned if one.trained else other, shortened(one.text)) for one in found]
+    output.say("  " + "".join(f"{begin}{text}{end}" for (begin, end), text in said))
+    return {"trained_tokens": trained, "stretches": [{"text": one.text, "trained": one.trained, "tokens": one.tokens} for one in found]}
+
+
+def shortened(text: str, limit: int = 400) -> str:
+    """On one line, its beginning and its end: where an answer begins is what one wants to see."""
+    text = printable(text.replace("\n", " ⏎ "), len(text) + 4 * text.count("\n") + 1)
+    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}"
+
+
 def wanted(prepared: Prepared, row: dict[str, Any]) -> Any:
     """What the model is to say, in words."""
     if "label" in row:
         return prepared.names[int(row["label"])]
     target = np.asarray(row["target"])
-    if prepared.task.problem == "regression":
+    if prepared.problem == "regression":
         return float(target[0])
     return [name for name, on in zip(prepared.names, target, strict=True) if on > 0.5]
 

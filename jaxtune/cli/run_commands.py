@@ -93,19 +93,25 @@ def evaluate(
     call("evaluate", json, debug, run_folder=run, split=split, checkpoint=checkpoint)
 
 
-@app.command(short_help="Labels and probabilities for new data.")
+@app.command(short_help="Labels and probabilities, or answers, for new data.")
 def predict(
     run: Run,
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="New data of the same kind: a file or a folder.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="A .csv, .jsonl or .parquet file to write.")],
+    source: Annotated[str | None, typer.Argument(metavar="[INPUT]", help="New data of the same kind: a file or a folder.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="OUT", help="A .csv, .jsonl or .parquet file to write.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Language models: answer this, on the terminal, as it comes; in place of INPUT.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Language models: how to write, e.g. temperature=0.7 max_new_tokens=200.")
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write labels and probabilities for new data.
+    """Write labels and probabilities for new data; a language model writes answers.
 
     Example: jaxtune predict runs/quickstart new.csv -o predictions.csv
+
+    Example: jaxtune predict runs/smollm2-headlines --prompt "Write a headline for this news article: ..."
     """
-    call("predict", json, debug, run_folder=run, source=source, out=out)
+    call("predict", json, debug, run_folder=run, source=source, out=out, prompt=prompt, settings=settings or [])
 
 
 @app.command(short_help="Write a Hugging Face folder.")

@@ -151,3 +151,21 @@ def watch(
     Example: jaxtune watch runs/
     """
     call("watch", json, debug, folder=folder, port=port)
+
+
+@app.command(short_help="The average of several runs' weights.")
+def soup(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN[@STEP]", help="Runs from the same base; the best checkpoint, or that of a step.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where to write the model.")],
+    weights: Annotated[str | None, typer.Option(metavar="W,W", help="The share of each, such as 0.7,0.3; equal ones otherwise.")] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Begin with the best on validation; add another only where the average gets no worse there.")
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Average the weights of several runs that began with the same base, as a Hugging Face folder.
+
+    Example: jaxtune soup runs/quickstart runs/quickstart-2@120 -o averaged
+    """
+    call("soup", json, debug, runs=runs, out=out, weights=weights, greedy=greedy)

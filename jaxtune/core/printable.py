@@ -8,6 +8,11 @@ import unicodedata
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]")
 
 
+def harmless(text: str) -> str:
+    """A piece of text as it is, but for characters that steer a terminal; lines and tabs stay."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
+
+
 def printable(value: object, limit: int = 60) -> str:
     """`value` as one line of at most `limit` characters, without escape sequences, control and direction-changing characters."""
     text = _ESCAPES.sub("", str(value)[: 8 * limit])

@@ -28,6 +28,8 @@ TRANSFORMS = {
     "clean_text": "jaxtune.data.transforms.clean_text:CleanText",
     "filter": "jaxtune.data.transforms.columns:Filter",
     "rename": "jaxtune.data.transforms.columns:Rename",
+    "cut_text": "jaxtune.data.transforms.compose:CutText",
+    "compose": "jaxtune.data.transforms.compose:Compose",
 }
 
 AUGMENTS = {

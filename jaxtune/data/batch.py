@@ -1,4 +1,4 @@
-"""The keys a batch may hold, with axes, dtype and meaning, stated once; and the function that makes a batch of single rows.
+"""The keys a batch may hold, with axes, dtype and meaning, stated once; and the functions that make a batch of single rows.
 
 A batch is a plain dict of arrays, so that any model, loss or sharding rule takes it as it is. Rows that only fill up the
 last batch carry loss weight 0 and example number -1: they count nowhere.
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtune.core.errors import DataError
+from jaxtune.core.errors import ConfigError, DataError
 
 Row = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ class Field:
     @property
     def ragged(self) -> bool:
         """Whether a single row has its own length, padded to the width of the batch."""
-        return "T" in self.axes
+        return "T" in self.axes.split()
 
 
 FIELDS: dict[str, Field] = {
@@ -38,9 +38,15 @@ FIELDS: dict[str, Field] = {
     "segment_ids": Field("B T", "int32", 0, "0 where padded, 1 for the first text of the row, 2.. for further ones packed behind it"),
     "token_types": Field("B T", "int32", 0, "0 for the first text of a pair, 1 for the second"),
     "positions": Field("B T", "int32", 0, "position inside the segment, from 0; only in packed rows"),
+    "token_weight": Field(
+        "B T", "float32", 0, "weight of a token as a target, predicted from those before it; 0 for prompts and a segment's first token"
+    ),
     "image": Field("B Y X C", "float32", 0, "channels last; uint8 until it is normalised on the device"),
     "label": Field("B", "int32", 0, "class number"),
     "target": Field("B C", "float32", 0, "one number per output: several labels, regression or soft labels"),
+    "reference": Field("B C", "float32", 0, "what the model said of an example before training: the log-probabilities of both answers of a pair"),
+    "teacher_tokens": Field("B T J", "int32", 0, "the tokens that a teacher holds likeliest at this place, given those before it"),
+    "teacher_log_probability": Field("B T J", "float32", 0, "log-probability of each of them by the teacher; 0 where no loss is"),
     "loss_weight": Field("B", "float32", 0, "weight in loss and metrics; 0 in rows that only fill up the batch"),
     "example_id": Field("B", "int32", -1, "row number in the whole data set; -1 in rows that only fill up the batch"),
 }
@@ -97,6 +103,7 @@ def collate(rows: Sequence[Row | None], width: int | None, template: Row | None 
     if shown is None:
         raise ValueError("a batch without any row needs a template")
     out = {name: _column(name, rows, width, shown) for name in complete(shown) if name in shown}
+    _check_alike(rows)
     real = np.array([row is not None for row in rows])
     if "tokens" in shown and "segment_ids" not in shown and width is not None:
         lengths = np.array([0 if row is None else len(row["tokens"]) for row in rows])
@@ -104,6 +111,37 @@ def collate(rows: Sequence[Row | None], width: int | None, template: Row | None 
     if "loss_weight" not in shown:
         out["loss_weight"] = real.astype(np.float32)
     return {name: out[name] for name in FIELDS if name in out}
+
+
+def _check_alike(rows: Sequence[Row | None]) -> None:
+    """Raises:
+    DataError: in a row, what goes with the tokens is not as long as they are.
+    """
+    for number, row in enumerate(rows):
+        lengths = {} if row is None else {name: len(value) for name, value in row.items() if FIELDS[name].ragged}
+        if len(set(lengths.values())) > 1:
+            found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise DataError(f"row {row.get('example_id', number) if row else number}: expected one value per token, found {found}")
+
+
+def join(rows: Sequence[Row]) -> Row:
+    """Several rows behind each other as one, each with its own segment number and positions; the first one's example number.
+
+    Raises:
+        ConfigError: the rows hold something that there is only one of in a row of a batch.
+    """
+    single = [name for name in rows[0] if not FIELDS[name].ragged and name != "example_id"]
+    if single:
+        raise ConfigError(
+            f"packing: an example has its own {', '.join(single)}, and a packed row holds several examples; use packing: none"
+        )
+    lengths = [len(row["tokens"]) for row in rows]
+    return {
+        **{name: np.concatenate([np.asarray(row[name]) for row in rows]) for name in rows[0] if name != "example_id"},
+        "segment_ids": np.repeat(np.arange(1, len(rows) + 1, dtype=np.int32), lengths),
+        "positions": np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+        "example_id": rows[0]["example_id"],
+    }
 
 
 def _column(name: str, rows: Sequence[Row | None], width: int | None, shown: Row) -> np.ndarray:

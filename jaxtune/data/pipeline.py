@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from jaxtune.core.errors import ConfigError, DataError
-from jaxtune.data.batch import FIELDS, collate
+from jaxtune.data.batch import FIELDS, Row, collate, join
 from jaxtune.data.examples import Examples, Ragged
+from jaxtune.data.pack import PackedPlan
 from jaxtune.data.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class HostBatch:
     """One batch: this host's rows, and what the batch holds over all hosts."""
 
     arrays: dict[str, np.ndarray]
+    ids: np.ndarray  # int64[..], the numbers of this host's examples in the whole data set, those that share a row too
     number: int  # global batch number, from 0; the position to resume behind it is number + 1
     examples: int  # real rows of all hosts
     tokens: int  # real tokens of all hosts before augmentation; 0 without tokens
@@ -61,6 +63,8 @@ def batches(
         ConfigError: plan and examples do not belong together, a batch does not divide by `hosts`, or something does not pickle.
     """
     problems = []
+    if augment and "token_weight" in examples.columns:
+        problems.append("data.augment: random changes of tokens would move the tokens that are to be learned; leave it out here")
     if plan.rows != len(examples):
         problems.append(f"the plan orders {plan.rows} rows, but there are {len(examples)} examples; make the plan from these examples")
     uneven = {rows for rows in map(plan.batch_rows, plan.widths or (None,)) if rows % hosts}
@@ -69,6 +73,12 @@ def batches(
     if problems:
         raise ConfigError(problems)
     return Batches(_Planned(examples, plan, seed, tuple(augment), host, hosts), start, stop, workers, threads)
+
+
+def template(examples: Examples, plan: Plan) -> Row:
+    """A row as the plan's batches hold it, to compile and pad without data: its fields count, not its values."""
+    row = examples.row(0)
+    return join([row]) if isinstance(plan, PackedPlan) else row
 
 
 class Batches(Iterator[HostBatch]):
@@ -99,7 +109,8 @@ class Batches(Iterator[HostBatch]):
                 raise
         planned = self._source.plan.batch(self.position)
         arrays = {name: arrays[name] for name in FIELDS if name in arrays}  # Grain's workers sort the keys
-        batch = HostBatch(arrays, self.position, planned.examples, self._source.plan.tokens(planned), planned.width)
+        ids, tokens = self._source.mine(self.position), self._source.plan.tokens(planned)
+        batch = HostBatch(arrays, ids, self.position, planned.examples, tokens, planned.width)
         self.position += 1
         self._deaths = 0
         return batch
@@ -140,7 +151,7 @@ class Batches(Iterator[HostBatch]):
             raise error
         self._deaths += 1
         if self._deaths > REVIVALS:
-            rows = self._source.mine(self.position)
+            rows = self._source.mine(self.position).tolist()
             raise DataError(
                 f"data workers died {self._deaths} times at batch {self.position} ({str(error).split('.')[0]}); "
                 f"an exit code of -9 is often a lack of memory: use fewer workers, or workers: 0; rows of the batch: "
@@ -167,8 +178,11 @@ class _Planned:
         epoch, _ = self.plan.locate(index)
         planned = self.plan.batch(index)
         mine = planned.rows[self.host :: self.hosts]
-        rows = [self._row(int(row), epoch) if row >= 0 else None for row in mine]
-        return collate(rows, planned.width, None if (mine >= 0).any() else self.examples.row(0))
+        if mine.ndim == 1:
+            rows = [self._row(int(row), epoch) if row >= 0 else None for row in mine]
+        else:
+            rows = [join([self._row(int(row), epoch) for row in pack if row >= 0]) if pack[0] >= 0 else None for pack in mine]
+        return collate(rows, planned.width, None if (mine >= 0).any() else template(self.examples, self.plan))
 
     def _row(self, index: int, epoch: int) -> Mapping[str, Any]:
         row = self.examples.row(index)
@@ -178,10 +192,10 @@ class _Planned:
                 row = change(row, random)
         return row
 
-    def mine(self, number: int) -> list[int]:
-        """Numbers in the whole data set of this host's rows of a batch."""
+    def mine(self, number: int) -> np.ndarray:
+        """Numbers in the whole data set of this host's examples of a batch."""
         rows = self.plan.batch(number).rows[self.host :: self.hosts]
-        return [int(id) for id in self.examples.ids[rows[rows >= 0]]]
+        return self.examples.ids[rows[rows >= 0]]
 
 
 def _check_pickles(source: _Planned) -> None:

@@ -13,7 +13,7 @@ BBC News up to 512 tokens 92 % with 3 widths (one width: 78 %); log-normal lengt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,10 @@ from jaxtune.core.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """One global batch: `rows` int64[B] are row numbers of the examples, -1 where the row only fills up."""
+    """One global batch: `rows` int64[B] are row numbers of the examples, -1 where the row only fills up.
+
+    Where several examples share a row (pack.py), `rows` is int64[B, S]: S places for examples, -1 where empty.
+    """
 
     width: int | None  # tokens per row; None without tokens
     rows: np.ndarray
@@ -87,9 +90,9 @@ class Plan:
         epoch, index = self.locate(step)
         line, order = self._order(epoch)
         start, width = self._cuts[order[index]]
-        size = self.batch_rows(width)
-        rows = np.full(size, -1, np.int64)
-        rows[: self.rows - start] = line[start : start + size]
+        taken = line[start : start + self.batch_rows(width)]
+        rows = np.full((self.batch_rows(width), *line.shape[1:]), -1, np.int64)
+        rows[: len(taken)] = taken
         return Planned(width, rows)
 
     def steps(self, epoch: int = 0) -> int:
@@ -132,21 +135,24 @@ class Plan:
         made = self._recent.get(epoch)
         if made is not None:
             return made
-        if self.shuffle:
-            random = np.random.default_rng([self.seed, epoch])
-            shuffled = random.permutation(self.rows)
-            made = shuffled[np.argsort(-self._buckets[shuffled], kind="stable")], random.permutation(self.steps())
-        else:
-            lengths = np.zeros(self.rows, np.int64) if self.lengths is None else np.asarray(self.lengths, np.int64)
-            made = np.argsort(-lengths, kind="stable"), np.arange(self.steps())
+        made = self._arranged(epoch)
         for old in list(self._recent):
             if old != epoch - 1:  # prefetching threads cross from one epoch into the next: two are kept
                 self._recent.pop(old, None)
         self._recent[epoch] = made
         return made
 
+    def _arranged(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if not self.shuffle:
+            lengths = np.zeros(self.rows, np.int64) if self.lengths is None else np.asarray(self.lengths, np.int64)
+            return np.argsort(-lengths, kind="stable"), np.arange(self.steps())
+        random = np.random.default_rng([self.seed, epoch])
+        shuffled = random.permutation(self.rows)
+        return shuffled[np.argsort(-self._buckets[shuffled], kind="stable")], random.permutation(self.steps())
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**{name: value for name, value in self.__dict__.items() if name not in ("_buckets", "_cuts")}, "_recent": {}}
+        """The fields alone: what follows from them is found again."""
+        return {**{one.name: self.__dict__[one.name] for one in fields(self)}, "_recent": {}}
 
 
 def batch_problems(batch_size: int | None, batch_tokens: int | None, widths: Sequence[int] | None, divisor: int = 1) -> list[str]:

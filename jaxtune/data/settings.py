@@ -26,7 +26,12 @@ class Data(Component):
     max_tokens: int | None = Field(default=None, ge=2, description="longest text in tokens; default: what the model's positions allow")
     over_length: Literal["cut", "drop", "error"] = Field(default="cut", description="what happens to longer texts")
     widths: Literal["auto"] | tuple[int, ...] = Field(
-        default="auto", description="token widths that batches are padded to; auto chooses from the lengths"
+        default="auto",
+        description="token widths that batches are padded to, or the one width of packed rows; auto chooses from the lengths",
+    )
+    packing: Literal["none", "best_fit"] = Field(
+        default="none",
+        description="best_fit: training rows hold several examples, each seen by itself; batch_size then counts such rows",
     )
     batch_size: int | None = Field(default=None, ge=1, description="examples per optimizer step, over all devices")
     batch_tokens: int | None = Field(default=None, ge=1, description="tokens per optimizer step, over all devices, padding included")
@@ -39,4 +44,8 @@ class Data(Component):
             raise ValueError("set exactly one of batch_size (examples per step) and batch_tokens (tokens per step)")
         if self.widths != "auto" and list(self.widths) != sorted(set(self.widths)):
             raise ValueError(f"widths must rise, got {list(self.widths)}")
+        if self.packing != "none" and self.widths != "auto" and len(self.widths) != 1:
+            raise ValueError(f"packed rows have one width, got {list(self.widths)}; give one, or auto")
+        if self.packing != "none" and self.augment:
+            raise ValueError("augment changes tokens, which in packed rows are what is learned; leave it out, or packing: none")
         return self

@@ -20,12 +20,13 @@ from jaxtune.tasks.base import Task
 
 @dataclass(frozen=True)
 class Predictions:
-    """Per-example results on the host, ordered by example id."""
+    """Per-example results on the host, ordered by example id. Without labels there are no logits: C is 0."""
 
     ids: np.ndarray  # i64[n]
     logits: np.ndarray  # f32[n, C]
     probabilities: np.ndarray  # f32[n, C]
     loss: np.ndarray  # f32[n]
+    more: Mapping[str, np.ndarray] = field(default_factory=dict)  # what else the task says of an example, [n]
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,11 @@ class Evaluator:
     def step(self, states: Any, params: Flat, variables: Flat, batch: Mapping[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
         """States with one batch added, and the batch's predictions; pure."""
         model = self.blueprint.build(params, variables)
-        predictions = self.task.predict(model, batch)
-        predictions["loss"] = self.task.loss.each(predictions["logits"], batch)
+        loss, predictions = self.task.assess(model, batch)
         metrics = tuple(
             metric.update(state, predictions, batch) for metric, state in zip(self.task.metrics, states["metrics"], strict=True)
         )
-        loss = states["loss"] + self.task.loss(predictions["logits"], batch)
-        return {"metrics": metrics, "loss": loss}, predictions
+        return {"metrics": metrics, "loss": states["loss"] + loss}, predictions
 
     def start(self) -> Any:
         """States that have seen nothing, on the devices."""
@@ -114,7 +113,11 @@ class Evaluator:
 
 def gather(kept: list[dict[str, np.ndarray]]) -> Predictions:
     """Rows of all batches without padding, by example id."""
-    joined = {name: np.concatenate([part[name] for part in kept]) for name in ("id", "logits", "probabilities", "loss")}
-    real = joined["id"] >= 0
-    order = np.argsort(joined["id"][real], kind="stable")
-    return Predictions(*(joined[name][real][order] for name in ("id", "logits", "probabilities", "loss")))
+    joined = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+    real = np.flatnonzero(joined["id"] >= 0)
+    rows = real[np.argsort(joined["id"][real], kind="stable")]
+    found = {name: values[rows] for name, values in joined.items()}
+    nothing = np.zeros((len(rows), 0), np.float32)
+    return Predictions(
+        found.pop("id"), found.pop("logits", nothing), found.pop("probabilities", nothing), found.pop("loss"), more=found
+    )

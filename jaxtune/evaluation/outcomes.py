@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxtune.core.printable import printable
 from jaxtune.evaluation.evaluate import Predictions
-from jaxtune.tasks.base import Problem, split_labels
+from jaxtune.tasks.labelled import Problem, split_labels
 
 PROBABILITY = "probability "
 

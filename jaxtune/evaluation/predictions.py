@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from jaxtune.evaluation.evaluate import Predictions
-from jaxtune.tasks.base import Problem
+from jaxtune.tasks.labelled import Problem
 
 
-def predictions_table(predictions: Predictions, names: Sequence[str], problem: Problem) -> dict[str, object]:
-    """Columns: row, predicted, [confidence,] loss, and one probability per class; for regression row, predicted, loss."""
-    columns: dict[str, object] = {"row": predictions.ids}
+def predictions_table(predictions: Predictions, names: Sequence[str], problem: Problem | None) -> dict[str, object]:
+    """Columns: row, and for a task with labels predicted, [confidence,] and one probability per class; else what the task knows of a row."""
+    columns: dict[str, object] = {"row": predictions.ids, **predictions.more}
+    if problem is None:
+        return columns
     probabilities = predictions.probabilities
     if problem == "single_label":
         best = probabilities.argmax(axis=1)
@@ -32,18 +34,19 @@ def write_predictions(
     path: Path,
     predictions: Predictions,
     names: Sequence[str],
-    problem: Problem,
-    truth: Sequence[object],
+    problem: Problem | None,
+    truth: Sequence[object] | None,
     more: Mapping[str, Sequence[object]] | None = None,
 ) -> None:
-    """Writes the table with the true labels and the loss of every example; whole or not at all.
+    """Writes the table with the loss of every example, and its true label; whole or not at all.
 
     Args:
-        truth: the label column of the whole data set, indexed by row number.
+        truth: the label column of the whole data set, indexed by row number; None for a task without labels.
         more: further columns of the whole data set: `tokens` (length before cutting), `key` (content key).
     """
     columns = predictions_table(predictions, names, problem)
-    columns["label"] = [truth[i] for i in predictions.ids]
+    if truth is not None:
+        columns["label"] = [truth[i] for i in predictions.ids]
     columns["loss"] = predictions.loss
     columns |= {name: [values[i] for i in predictions.ids] for name, values in (more or {}).items()}
     write_table(path, columns)

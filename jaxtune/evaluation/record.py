@@ -22,7 +22,7 @@ from jaxtune.config.yaml12 import Yaml12Loader
 from jaxtune.core.errors import ConfigError
 from jaxtune.core.files import Rows
 from jaxtune.evaluation.outcomes import Outcomes, read_outcomes
-from jaxtune.tasks.base import Problem
+from jaxtune.tasks.labelled import Problem
 
 Row = Mapping[str, Any]
 SPLITS = ("validation", "test")

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pydantic import Field
 
 from jaxtune.core.component import Component
+from jaxtune.evaluation.generation import Answers
 
 
 class Evaluation(Component):
     """The `evaluation:` section. The end of every phase is always evaluated."""
 
     every_steps: int | None = Field(default=None, ge=1, description="evaluate every so many steps of a phase; default: at its end only")
+    answers: Answers | None = Field(
+        default=None, description="language models: answers to a fixed sample of rows, generated and scored at every evaluation"
+    )
     predictions: bool = Field(default=True, description="write predictions/<split>.parquet for validation and test when the run ends")
     slices: bool = Field(
         default=True,

@@ -19,6 +19,11 @@ _METRICS = {
     "mean_absolute_error": "mean absolute error",
     "pearson": "Pearson correlation",
     "r2": "R²",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "token_f1": "F1 of the words",
+    "chrf": "chrF",
 }
 
 

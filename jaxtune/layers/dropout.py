@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import jax
@@ -19,7 +22,8 @@ from jaxtyping import Array, Bool, Float, UInt32
 
 from jaxtune.layers.cpu_math import compiled, narrow, on_cpu, widen
 
-Rate = Literal["hidden", "attention", "head"]
+Rate = Literal["hidden", "attention", "head", "adapter"]
+_IN_ADAPTERS: ContextVar[Dropout | None] = ContextVar("in_adapters", default=None)
 
 
 @struct.dataclass
@@ -64,6 +68,7 @@ class Dropout:
     hidden: Float[Array, ""]
     attention: Float[Array, ""]
     head: Float[Array, ""]
+    adapter: Float[Array, ""] | float = 0.0
 
     def fold(self, index: int | Array) -> Dropout:
         """Independent noise for e.g. layer `index`, which may be traced (inside a scan)."""
@@ -92,6 +97,25 @@ class Dropout:
 def dropout(x: Float[Array, ...], noise: Dropout | None, site: str, rate: Rate = "hidden") -> Float[Array, ...]:
     """`noise.on(x, site, rate)`, or x itself when there is no noise."""
     return x if noise is None else noise.on(x, site, rate)
+
+
+@contextmanager
+def adapters_with(noise: Dropout | None) -> Iterator[None]:
+    """While active, adapters drop parts of their input by this noise.
+
+    It does not travel with the arguments as the other places' noise does, because then every layer of every family would have to hand it
+    to every dense layer, and one that forgot would silently train without dropout.
+    """
+    token = _IN_ADAPTERS.set(noise)
+    try:
+        yield
+    finally:
+        _IN_ADAPTERS.reset(token)
+
+
+def in_adapters() -> Dropout | None:
+    """The noise that adapters use here and now."""
+    return _IN_ADAPTERS.get()
 
 
 @compiled

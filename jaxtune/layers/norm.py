@@ -87,6 +87,59 @@ def _row(vector: Array, ndim: int) -> Array:
     return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + vector.shape)
 
 
+def rms_norm(
+    x: Float[Array, "... D"], scale: Float[Array, " D"], epsilon: float, *, offset: float = 0.0, backend: str | None = None
+) -> Float[Array, "... D"]:
+    """x over the root of its mean square along the last axis, times (offset + scale); float32 inside, x.dtype outside.
+
+    Zhang and Sennrich 2019 (arXiv 1910.07467). `backend` picks the gradient rule (default: the backend of this process); tests name it.
+    """
+    factor = offset + scale.astype(jnp.float32)
+    if not on_cpu(backend):
+        return _rms_normalised(x.astype(jnp.float32), factor, epsilon)[0].astype(x.dtype)
+    return _rms_fast(epsilon, x.reshape((-1, *x.shape[-2:])) if x.ndim > 3 else x, factor).reshape(x.shape)
+
+
+def _rms_normalised(x: Array, factor: Array, epsilon: float) -> tuple[Array, Array]:
+    """For float32 x: the result, and each row's inverse root mean square."""
+    inverse = lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+    return x * inverse * _row(factor, x.ndim), inverse
+
+
+def _rms_forward(epsilon: float, x: Array, factor: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    x = stored(x)
+    result, inverse = _rms_normalised(widen(x), factor, epsilon)
+    return narrow(result, x.dtype), (x, inverse, factor)
+
+
+def _rms_backward(epsilon: float, saved: tuple[Array, Array, Array], gradient: Array) -> tuple[Array, Array]:
+    """For CPU, as `_fast_backward`: the row mean is a product with the factor."""
+    x, inverse, factor = saved
+    gradient = stored(gradient)
+    normal = widen(x) * inverse
+    aligned = stored(widen(gradient) * normal)
+    slope = stored(jnp.einsum("...D,D->...", aligned, factor)[..., None] / x.shape[-1])
+    to_x = narrow((widen(gradient) * _row(factor, x.ndim) - normal * slope) * inverse, x.dtype)
+    return to_x, sum_rows(aligned)
+
+
+_rms_compiled = compiled(_rms_forward, static=(0,))
+_rms_fast = jax.custom_vjp(lambda *arguments: _rms_compiled(*arguments)[0], nondiff_argnums=(0,))
+_rms_fast.defvjp(_rms_compiled, compiled(_rms_backward, static=(0,)))
+
+
+class RmsNorm(nnx.Module):
+    """`rms_norm` with its parameter; `offset` is 1 where the checkpoint stores the scale's distance from one (Gemma)."""
+
+    def __init__(self, width: int, *, epsilon: float, offset: float = 0.0, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.full((width,), 1.0 - offset, jnp.float32))
+        self.epsilon = epsilon
+        self.offset = offset
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return rms_norm(x, self.scale[...], self.epsilon, offset=self.offset)
+
+
 class LayerNorm(nnx.Module):
     """`layer_norm` with its parameters; `bias` is None when the family has none."""
 

@@ -2,14 +2,16 @@
 
 A stack stores layers a..b under the attribute "a-b", so a stored parameter path such as "layers.0-3.attn.q.kernel" tells by itself
 which layers its rows are. A segment is a run of layers that train alike: a frozen prefix is a scan of its own without backward
-(measured: two scans 11.4 ms and 6.8 MiB, one scan over joined rows 32.0 ms and 26.3 MiB).
+(measured: two scans 11.4 ms and 6.8 MiB, one scan over joined rows 32.0 ms and 26.3 MiB). Blocks whose parameters are alike may
+still run in different ways (local and global attention, say); a scan then goes over the shortest repeating group of them.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtune.layers.dropout import Dropout
+from jaxtune.layers.attention import Implementation
+from jaxtune.layers.dropout import Dropout, adapters_with, in_adapters
 
 _SEGMENT = re.compile(r"(\d+)-(\d+)\Z")
 
@@ -35,6 +38,7 @@ class StackOptions:
     cuts: tuple[int, ...] = ()  # layer numbers at which a new segment starts
     scan: bool | Literal["auto"] = "auto"
     remat: Literal["none", "dots", "block"] = "none"
+    attention: Implementation = "auto"  # for the blocks of a stack that have any
 
     def unroll(self, layers: int) -> bool:
         """Whether a segment's loop is unrolled.
@@ -48,11 +52,25 @@ class StackOptions:
 
 
 class Stack(nnx.Module):
-    """`layers` equal blocks made by `make(rngs)`; a block is called as `block(x, *args, noise=...)` and returns the next x."""
+    """`layers` equal blocks made by `make(rngs)`; a block is called as `block(x, *args, noise=...)` and returns the next x, any tree of arrays.
 
-    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], layers: int, *, options: StackOptions, rngs: nnx.Rngs):
+    With `kinds`, one per layer, a block is also told how it is meant to run: `kind=` its own (known when the program is compiled) and
+    `layer=` its number (an array).
+    """
+
+    def __init__(
+        self,
+        make: Callable[[nnx.Rngs], nnx.Module],
+        layers: int,
+        *,
+        kinds: Sequence[Hashable] | None = None,
+        options: StackOptions,
+        rngs: nnx.Rngs,
+    ):
         assert all(0 < c < layers for c in options.cuts), f"cuts {options.cuts} outside 1..{layers - 1}"
+        assert kinds is None or len(kinds) == layers, f"{layers} layers of {len(kinds or ())} kinds"
         self.layers = layers
+        self.kinds = Kinds(None if kinds is None else tuple(kinds))
         self.options = options
         build = nnx.vmap(lambda key: make(nnx.Rngs(params=key)), in_axes=0, out_axes=0)
         keys = jax.random.split(rngs.params(), layers)
@@ -60,30 +78,88 @@ class Stack(nnx.Module):
             setattr(self, f"{first}-{last}", build(keys[first : last + 1]))
 
     @property
+    def groups(self) -> tuple[Group, ...]:
+        """The segments: from cut to cut, and within that as few different blocks as the kinds allow."""
+        edges = (0, *self.options.cuts, self.layers)
+        kinds = self.kinds.each or (None,) * self.layers
+        return tuple(group for a, b in itertools.pairwise(edges) for group in repeating(kinds[a:b], a))
+
+    @property
     def bounds(self) -> tuple[tuple[int, int], ...]:
         """(first, last) layer of every segment, both inclusive."""
-        edges = (0, *self.options.cuts, self.layers)
-        return tuple((a, b - 1) for a, b in itertools.pairwise(edges))
+        return tuple((group.first, group.last) for group in self.groups)
 
-    def __call__(self, x: jax.Array, *args: Any, noise: Dropout | None = None) -> jax.Array:
-        for first, last in self.bounds:
-            segment = getattr(self, f"{first}-{last}")
+    def __call__[Tree](self, x: Tree, *args: Any, noise: Dropout | None = None) -> Tree:
+        for group in self.groups:
+            segment = getattr(self, f"{group.first}-{group.last}")
             graph, params, variables = nnx.split(segment, nnx.Param, ...)
 
-            def body(x: jax.Array, row: tuple[Any, Any, jax.Array], graph: Any = graph) -> tuple[jax.Array, Any]:
+            def one(x: Tree, row: Any, step: int, graph: Any = graph, group: Group = group) -> tuple[Tree, Any]:
                 params, variables, layer = row
                 block = nnx.merge(graph, params, variables, copy=True)
-                x = block(x, *args, noise=None if noise is None else noise.fold(layer))
+                told = {} if self.kinds.each is None else {"kind": self.kinds.each[group.first + step], "layer": layer}
+                in_adapter = in_adapters()
+                with adapters_with(None if in_adapter is None else in_adapter.fold(layer)):
+                    x = block(x, *args, noise=None if noise is None else noise.fold(layer), **told)
                 return x, nnx.state(block, nnx.Not(nnx.Param))
 
             policy = REMAT_POLICIES[self.options.remat]
             if policy is not None:
-                body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-            count = last - first + 1
-            rows = (params, variables, jnp.arange(first, last + 1))
-            x, variables = jax.lax.scan(body, x, rows, unroll=count if self.options.unroll(self.layers) else 1)
-            nnx.update(segment, variables)
+                one = jax.checkpoint(one, policy=policy, prevent_cse=False, static_argnums=(2,))
+
+            def body(x: Tree, rows: Any, one: Any = one, period: int = group.period) -> tuple[Tree, Any]:
+                changed = []
+                for step in range(period):
+                    x, variables = one(x, jax.tree.map(lambda value, step=step: value[step], rows), step)
+                    changed.append(variables)
+                return x, jax.tree.map(lambda *values: jnp.stack(values), *changed)
+
+            rows = (params, variables, jnp.arange(group.first, group.last + 1))
+            rows = jax.tree.map(lambda value, period=group.period: value.reshape(-1, period, *value.shape[1:]), rows)
+            x, variables = jax.lax.scan(body, x, rows, unroll=group.repeats if self.options.unroll(self.layers) else 1)
+            nnx.update(segment, jax.tree.map(lambda value: value.reshape(-1, *value.shape[2:]), variables))
         return x
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The kind of each layer, or None where all are alike; hashable, so that it is part of the graph and not of the state."""
+
+    each: tuple[Hashable, ...] | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """A segment: `period` blocks from layer `first`, `repeats` times."""
+
+    first: int
+    period: int
+    repeats: int
+
+    @property
+    def last(self) -> int:
+        return self.first + self.period * self.repeats - 1
+
+
+@functools.cache
+def repeating(kinds: tuple[Hashable, ...], first: int = 0) -> tuple[Group, ...]:
+    """Groups that follow each other and spell `kinds`, with as little to compile as possible: blocks, and one more for each group.
+
+    "llllgllllgll" is "llllg" twice and "l" twice. Found from the end, each start choosing its best group.
+    """
+    best: list[tuple[int, int, tuple[Group, ...]]] = [(0, 0, ())]  # (cost, groups, the groups) of the last n kinds
+    for start in reversed(range(len(kinds))):
+        found = []
+        for period in range(len(kinds) - start, 0, -1):  # of equals the longer comes first
+            end = start + period
+            while True:
+                cost, count, rest = best[len(kinds) - end]
+                found.append((period + 1 + cost, 1 + count, (Group(first + start, period, (end - start) // period), *rest)))
+                if kinds[end : end + period] != kinds[start : start + period]:
+                    break
+                end += period
+        best.append(min(found, key=lambda way: way[:2]))
+    return best[-1][2]
 
 
 def names(key: str) -> tuple[str, ...]:

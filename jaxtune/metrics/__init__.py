@@ -13,4 +13,8 @@ METRICS = {
     "mean_absolute_error": "jaxtune.metrics.regression:MeanAbsoluteError",
     "pearson": "jaxtune.metrics.regression:Pearson",
     "r2": "jaxtune.metrics.regression:R2",
+    "perplexity": "jaxtune.metrics.language:Perplexity",
+    "token_accuracy": "jaxtune.metrics.language:TokenAccuracy",
+    "preference_accuracy": "jaxtune.metrics.preference:PreferenceAccuracy",
+    "reward_margin": "jaxtune.metrics.preference:RewardMargin",
 }

@@ -51,8 +51,8 @@ class Encoder:
 class Block(nnx.Module):
     """x = norm(x + attention(x)); x = norm(x + mlp(x))."""
 
-    def __init__(self, c: Encoder, *, rngs: nnx.Rngs):
-        self.attn = SelfAttention(c.width, c.heads, deviation=c.deviation, rngs=rngs)
+    def __init__(self, c: Encoder, *, options: StackOptions, rngs: nnx.Rngs):
+        self.attn = SelfAttention(c.width, c.heads, deviation=c.deviation, implementation=options.attention, rngs=rngs)
         self.attn_norm = LayerNorm(c.width, epsilon=c.epsilon, rngs=rngs)
         self.up = Linear(c.width, c.mlp, deviation=c.deviation, rngs=rngs)
         self.down = Linear(c.mlp, c.width, deviation=c.deviation, rngs=rngs)
@@ -100,7 +100,7 @@ class EncoderModel(nnx.Module):
 
     def __init__(self, c: Encoder, *, options: StackOptions, dtype: Any, rngs: nnx.Rngs):
         self.embeddings = Embeddings(c, rngs=rngs)
-        self.layers = Stack(lambda rngs: Block(c, rngs=rngs), c.layers, options=options, rngs=rngs)
+        self.layers = Stack(lambda rngs: Block(c, options=options, rngs=rngs), c.layers, options=options, rngs=rngs)
         self.pooler = Linear(c.width, c.width, deviation=c.deviation, rngs=rngs) if c.pooler else None
         self.head: nnx.Module | None = nnx.data(None)
         self.dtype = jnp.dtype(dtype)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def export(
     trained: frozenset[str] | None = None,
     labels: Sequence[str] = (),
     problem: str | None = None,
+    language: bool = False,
     files: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes config.json, model.safetensors, tokenizer or image processor files and a model card.
@@ -46,7 +48,29 @@ def export(
         trained: per-layer names that may differ from the base; None means all. The others are copied from the base files.
         labels: class names for id2label; without any the config keeps its own.
         problem: transformers' problem_type.
+        language: whether the model has its language head, which shows in no variable where it is tied.
         files: name -> text of further files, such as the model card; they win over the base's.
+
+    Raises:
+        ConfigError: the folder exists and is not empty.
+    """
+    with whole_folder(folder) as partial:
+        tensors = gather(base, values, trained, language)
+        write_tensors(partial, tensors)
+        config = config_json(base, labels, problem, values, language)
+        store_dtype(config, tensors)
+        (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for name in COMPANIONS:
+            if base.folder is not None and (base.folder / name).is_file():
+                shutil.copyfile(base.folder / name, partial / name)
+        for name, text in (files or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes the name `folder` when all of it is there.
 
     Raises:
         ConfigError: the folder exists and is not empty.
@@ -56,31 +80,22 @@ def export(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    tensors = gather(base, values, trained)
-    write_tensors(partial, tensors)
-    config = config_json(base, labels, problem, values)
-    store_dtype(config, tensors)
-    (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for name in COMPANIONS:
-        if base.folder is not None and (base.folder / name).is_file():
-            shutil.copyfile(base.folder / name, partial / name)
-    for name, text in (files or {}).items():
-        (partial / name).write_text(text, encoding="utf-8")
+    yield partial
     if folder.exists():
         folder.rmdir()
     os.replace(partial, folder)
-    return folder
 
 
-def gather(base: Base, values: Mapping[str, jax.Array], trained: frozenset[str] | None) -> dict[str, np.ndarray]:
+def gather(base: Base, values: Mapping[str, jax.Array], trained: frozenset[str] | None, language: bool = False) -> dict[str, np.ndarray]:
     """Hugging Face tensors on the host, named as a model with (or without) a head names them."""
     table = Table(base.family.rows())
     checkpoint = base.checkpoint
-    has_head = any(key.startswith("head.") for key in values)
+    has_head = language or any(key.startswith("head.") for key in values)
     stored_prefix = ""
     if checkpoint is not None and any(name.startswith(base.family.prefix) for name in checkpoint.tensors):
         stored_prefix = base.family.prefix
     prefix = base.family.prefix if has_head else (stored_prefix if checkpoint is not None else "")
+    touched = None if trained is None else {table.place(name).tensor for name in trained}
     arrays: dict[str, np.ndarray] = {}
     copied: dict[str, np.ndarray] = {}
     for key, value in values.items():
@@ -88,9 +103,14 @@ def gather(base: Base, values: Mapping[str, jax.Array], trained: frozenset[str] 
         for row, name in enumerate(stack.names(key)):
             place = table.place(name)
             is_head = name.startswith("head.")
-            source = place.tensor if is_head else stored_prefix + place.tensor
-            if trained is not None and name not in trained and checkpoint is not None and source in checkpoint.tensors:
-                copied[place.tensor if is_head else prefix + place.tensor] = checkpoint.read(source)
+            stored = {tensor: tensor if is_head else stored_prefix + tensor for tensor in place.tensors}
+            if checkpoint is not None and trained is not None and name not in trained and stored[place.tensor] in checkpoint.tensors:
+                if touched is not None and place.tensor in touched:  # fused with one that was trained
+                    shape = value.shape[1:] if stack.is_stacked(key) else value.shape
+                    own = place.row.to_ours([checkpoint.read(tensor) for tensor in stored.values()], shape, place.part)
+                    arrays[name] = own.astype(np.float32)
+                else:
+                    copied |= {tensor if is_head else prefix + tensor: checkpoint.read(source) for tensor, source in stored.items()}
                 continue
             if host is None:
                 host = np.asarray(jax.device_get(value))
@@ -101,8 +121,8 @@ def gather(base: Base, values: Mapping[str, jax.Array], trained: frozenset[str] 
     made = {name if name in heads else prefix + name: tensor for name, tensor in table.export(arrays)}
     tensors = {**copied, **made}
     for name, tensor in base.family.buffers(tensors).items():
-        stored = stored_prefix + name.removeprefix(prefix)
-        tensors[name] = checkpoint.read(stored) if checkpoint is not None and stored in checkpoint.tensors else tensor
+        stored_name = stored_prefix + name.removeprefix(prefix)
+        tensors[name] = checkpoint.read(stored_name) if checkpoint is not None and stored_name in checkpoint.tensors else tensor
     return dict(sorted(tensors.items()))
 
 
@@ -129,13 +149,17 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def config_json(base: Base, labels: Sequence[str], problem: str | None, values: Mapping[str, jax.Array]) -> dict[str, Any]:
+def config_json(
+    base: Base, labels: Sequence[str], problem: str | None, values: Mapping[str, jax.Array], language: bool = False
+) -> dict[str, Any]:
     """config.json of the result: the base's own, with the head's architecture and labels."""
     source = base.checkpoint.config if base.checkpoint is not None else base.family.raw
     config = {**source, "model_type": base.family.model_type}
-    if any(key.startswith("head.") for key in values):
+    if language:
+        config["architectures"] = [base.family.language_architecture]
+    elif any(key.startswith("head.") for key in values):
         config["architectures"] = [base.family.architecture]
-        outputs = len(values["head.out.bias"])
+        outputs = values["head.out.kernel"].shape[-1]
         known = len(config.get("id2label") or (0, 1))  # transformers leaves two unnamed classes out
         if not labels and outputs != known:
             labels = [f"LABEL_{number}" for number in range(outputs)]

@@ -22,6 +22,7 @@ from jaxtune.models import FAMILIES
 from jaxtune.models.weights import Weight
 
 Domain = Literal["text", "image"]
+Outputs = int | Literal["language"]  # what head a task needs: so many logits per example, or the vocabulary at every token
 
 
 def words(text: str) -> frozenset[str]:
@@ -33,17 +34,22 @@ def words(text: str) -> frozenset[str]:
 NEUTRAL_KEYS = words(
     """architectures dtype torch_dtype transformers_version _name_or_path name_or_path return_dict output_hidden_states output_attentions
     use_cache tie_word_embeddings bos_token_id eos_token_id sep_token_id id2label label2id problem_type initializer_range finetuning_task
-    _num_labels num_labels gradient_checkpointing output_past model_type jaxtune _attn_implementation_autoset"""
+    _num_labels num_labels gradient_checkpointing output_past model_type jaxtune _attn_implementation_autoset task_specific_params auto_map
+    transformers.js_config"""
 )
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Features:
-    """What a backbone hands to a head: `pooled` [B, D] and, for token models, `tokens` [B, T, D]."""
+    """What a backbone hands to a head: `pooled` [B, D] and, for token models, `tokens` [B, T, D].
+
+    `imbalance` is the auxiliary loss of a mixture of experts, a scalar.
+    """
 
     pooled: jax.Array
     tokens: jax.Array | None = None
+    imbalance: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,13 @@ class Family(ABC):
     assumed: ClassVar[
         Mapping[str, Any]
     ] = {}  # values of handled keys that config.json leaves out; others are asked of transformers, which is slow
-    stacked: ClassVar[bool] = True  # equal blocks run as a stack; without one, scan_layers and remat have nothing to act on
+    stacked: ClassVar[bool] = True  # equal blocks run as a stack; without one, scan_layers, remat and attention have nothing to act on
     ignored: ClassVar[frozenset[str]] = frozenset()  # keys known to change nothing that this family computes
+    derived: ClassVar[frozenset[str]] = frozenset()  # keys read where they are given; where not, they follow from others
     fixed: ClassVar[Mapping[str, Any]] = {}  # keys understood at one value only
     renewable: ClassVar[tuple[str, ...]] = ("head.*",)  # parameters that a checkpoint may lack: they start fresh
     unused: ClassVar[tuple[str, ...]] = ()  # patterns of tensors that may be left over (old heads, buffers)
+    generates: ClassVar[bool] = False  # whether it has a language head, and its module the methods empty_cache and decode
 
     def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any]):
         """`defaults`: what transformers' class assumes; only looked into for keys that nothing here knows.
@@ -83,7 +91,7 @@ class Family(ABC):
         """
         problems = []
         for key, value in config.items():
-            if key in NEUTRAL_KEYS or key in self.handled or key in self.ignored:
+            if key in NEUTRAL_KEYS or key in self.handled or key in self.ignored or key in self.derived:
                 continue
             if key in self.fixed:
                 if value != self.fixed[key]:
@@ -120,6 +128,20 @@ class Family(ABC):
     @abstractmethod
     def head(self, outputs: int, *, rngs: nnx.Rngs) -> nnx.Module:
         """The classification head as transformers' class for this architecture has it: `head(features, noise) -> [B, outputs]`."""
+
+    def language_head(self, *, rngs: nnx.Rngs) -> nnx.Module:
+        """The head over the vocabulary (`heads.LanguageHead`), for families that generate.
+
+        Raises:
+            ModelError: this family has none.
+        """
+        del rngs
+        raise ModelError(f"{self.model_type} has no language-model head; choose a task of another kind, or a base that generates text")
+
+    @property
+    def language_architecture(self) -> str:
+        """transformers' class for a model with the language head."""
+        raise ModelError(f"{self.model_type} has no language-model head")
 
     @abstractmethod
     def rows(self) -> tuple[Weight, ...]:

@@ -145,7 +145,7 @@ def download(reference: str) -> Path:
     repository, _, revision = reference.partition("@")
     return Path(
         snapshot_download(
-            repository, revision=revision or None, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]
+            repository, revision=revision or None, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "README.md"]
         )
     )
 

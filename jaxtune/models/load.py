@@ -6,7 +6,7 @@ Missing, unexpected and ill-shaped tensors are errors, all named at once, unless
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from flax import nnx
 from jaxtune.config.locate import locate
 from jaxtune.core.errors import ConfigError, ModelError
 from jaxtune.core.paths import matches
-from jaxtune.layers import stack
+from jaxtune.layers import quantized, stack
 from jaxtune.layers.stack import StackOptions
+from jaxtune.models.adapters import PARTS, Attachment, magnitudes, with_adapters
 from jaxtune.models.blueprint import Blueprint, Flat
-from jaxtune.models.family import Family, family_class
+from jaxtune.models.family import Family, Outputs, family_class
 from jaxtune.models.hub import Checkpoint, ClassDefaults, TensorInfo, download
 from jaxtune.models.weights import Table
 from jaxtune.parallel.placement import Placement
@@ -69,17 +70,27 @@ def open_base(reference: str | Mapping[str, Any]) -> Base:
     return Base(family, checkpoint, reference if isinstance(reference, str) else f"new {model_type}")
 
 
-def maker(family: Family, outputs: int | None, *, seed: int, options: StackOptions, dtype: Any) -> Callable[[], nnx.Module]:
-    """A function that builds the module with a head of `outputs` logits (None: no head), freshly initialised from `seed`."""
+def maker(
+    family: Family,
+    outputs: Outputs | None,
+    *,
+    seed: int,
+    options: StackOptions,
+    dtype: Any,
+    adapter: Attachment | None = None,
+    quantize: quantized.Format | None = None,
+) -> Callable[[], nnx.Module]:
+    """A function that builds the module, freshly initialised from `seed`, with the head that a task needs (None: no head)."""
 
-    def make() -> nnx.Module:
+    def build(cuts: tuple[int, ...]) -> nnx.Module:
         rngs = nnx.Rngs(params=jax.random.key(seed))
-        module: Any = family.backbone(options=options, dtype=dtype, rngs=rngs)
+        module: Any = family.backbone(options=replace(options, cuts=cuts), dtype=dtype, rngs=rngs)
+        of_head = nnx.Rngs(params=jax.random.fold_in(jax.random.key(seed), 1))
         if outputs is not None:
-            module.head = family.head(outputs, rngs=nnx.Rngs(params=jax.random.fold_in(jax.random.key(seed), 1)))
+            module.head = family.language_head(rngs=of_head) if outputs == "language" else family.head(outputs, rngs=of_head)
         return module
 
-    return make
+    return lambda: with_adapters(build, options.cuts, adapter, quantize, jax.random.fold_in(jax.random.key(seed), 2))
 
 
 def shardings(blueprint: Blueprint, table: Table, placement: Placement) -> dict[str, Any]:
@@ -91,7 +102,7 @@ def shardings(blueprint: Blueprint, table: Table, placement: Placement) -> dict[
 class Plan:
     """Which variable comes from which tensors, and which start fresh; made from headers alone."""
 
-    sources: Mapping[str, tuple[str, ...]]  # stored path -> tensor names, one per row
+    sources: Mapping[str, tuple[tuple[str, ...], ...]]  # stored path -> tensor names (mostly one), for each row
     fresh: frozenset[str]  # stored paths
     ignored: tuple[str, ...]  # tensors left over on purpose
 
@@ -102,46 +113,61 @@ def plan_load(base: Base, blueprint: Blueprint, table: Table, new_head: bool) ->
     Raises:
         ModelError: tensors without a parameter, parameters without a tensor, shapes that do not fit: all of them.
     """
-    wanted = {**blueprint.params, **blueprint.others}
     if base.checkpoint is None:
-        return Plan({}, frozenset(wanted), ())
+        return Plan({}, frozenset(blueprint.variables), ())
+    added = {key for key in blueprint.params if key.rpartition(".")[2] in PARTS}  # by an adapter: no base has them
+    wanted = {key: shape for key, shape in with_whole_kernels({**blueprint.params, **blueprint.others}).items() if key not in added}
     tensors, family = base.checkpoint.tensors, base.family
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
 
-    def tensor_name(name: str) -> str:
-        return table.place(name).tensor if name.startswith("head.") else prefix + table.place(name).tensor
+    def tensor_names(name: str) -> tuple[str, ...]:
+        own = table.place(name).tensors
+        return own if name.startswith("head.") else tuple(prefix + tensor for tensor in own)
 
-    sources = {key: tuple(tensor_name(name) for name in stack.names(key)) for key in wanted}
+    sources = {key: tuple(tensor_names(name) for name in stack.names(key)) for key in wanted}
     fresh = {key for key in wanted if new_head and key.startswith("head.")}
     for pattern in family.renewable:  # starts fresh where the checkpoint has nothing of it; to have a part of it is damage
         part = [key for key in wanted if matches(stack.names(key)[0], (pattern,))]
-        if not any(name in tensors for key in part for name in sources[key]):
+        if not any(name in tensors for key in part for names in sources[key] for name in names):
             fresh.update(part)
     sources = {key: names for key, names in sources.items() if key not in fresh}
     problems = [problem for key, names in sources.items() for problem in misfits(table, key, names, wanted[key].shape, tensors)]
-    used = {name for names in sources.values() for name in names}
+    used = {name for rows in sources.values() for names in rows for name in names}
     left = [name for name in tensors if name not in used]
     ignored = [name for name in left if matches(name, family.unused)]
     problems += [f"tensor {name} {list(tensors[name].shape)} belongs to no parameter" for name in left if name not in ignored]
     if problems:
         more = [f"{len(problems) - SHOWN} more mismatches"] if len(problems) > SHOWN else []
         raise ModelError([f"{base.reference}: {problem}" for problem in problems[:SHOWN] + more])
-    return Plan(sources, frozenset(fresh), tuple(ignored))
+    return Plan(sources, frozenset(fresh | added), tuple(ignored))
+
+
+def with_whole_kernels(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same with the kernel in the place of the codes and scales that are made of it."""
+    whole = {}
+    for key, shape in shapes.items():
+        if key.endswith(".kernel.codes"):
+            whole[key.removesuffix(".codes")] = jax.ShapeDtypeStruct(quantized.kernel_shape(shape), jnp.float32)
+        elif not key.endswith(".kernel.scales"):
+            whole[key] = shape
+    return whole
 
 
 def misfits(
-    table: Table, key: str, tensor_names: tuple[str, ...], shape: tuple[int, ...], tensors: Mapping[str, TensorInfo]
+    table: Table, key: str, rows: tuple[tuple[str, ...], ...], shape: tuple[int, ...], tensors: Mapping[str, TensorInfo]
 ) -> Iterator[str]:
     """What keeps the tensors from filling one stored array."""
     each = shape[1:] if stack.is_stacked(key) else shape
-    for name, tensor_name in zip(stack.names(key), tensor_names, strict=True):
-        row = table.place(name).row
-        if tensor_name not in tensors:
-            yield f"parameter {name} has no tensor {tensor_name} in the checkpoint"
-        elif not row.fits(tensors[tensor_name].shape, each):
-            found = f"tensor {tensor_name} {list(tensors[tensor_name].shape)} does not fit parameter {name} {list(each)} by '{row.layout}'"
-            hint = "another number of classes needs a new head" if key.startswith("head.") else "config.json and the weights disagree"
-            yield f"{found}; {hint}"
+    for name, tensor_names in zip(stack.names(key), rows, strict=True):
+        place = table.place(name)
+        for tensor_name in tensor_names:
+            if tensor_name not in tensors:
+                yield f"parameter {name} has no tensor {tensor_name} in the checkpoint"
+            elif not place.row.fits(tensors[tensor_name].shape, each, place.part):
+                found = f"tensor {tensor_name} {list(tensors[tensor_name].shape)} does not fit parameter {name} {list(each)}"
+                new_head = key.startswith("head.") and key != "head.embedding"
+                hint = "another number of classes needs a new head" if new_head else "config.json and the weights disagree"
+                yield f"{found} by '{place.row.layout}'; {hint}"
 
 
 def load(
@@ -152,44 +178,81 @@ def load(
     make: Callable[[], nnx.Module],
     placed: Mapping[str, Any],
     dtype_of: Callable[[str], Any],
+    given: Mapping[str, np.ndarray] | None = None,
 ) -> Flat:
-    """Every variable on its devices. Host memory holds one stored array at a time.
+    """Every variable on its devices. Host memory holds one stored array at a time, of a quantized kernel one layer in float.
 
     Args:
-        dtype_of: stored path -> dtype to keep it in.
+        dtype_of: stored path -> dtype to keep it in; codes and scales have their own.
+        given: per-layer name -> values that are taken in the place of fresh ones or the base's.
 
     Raises:
         ModelError: a tensor holds values that are not finite (all such tensors).
     """
     values = {key: cast(value, dtype_of(key)) for key, value in blueprint.initialise(make, plan.fresh, placed).items()}
     problems: list[str] = []
-    for key, tensor_names in plan.sources.items():
-        target = blueprint.params.get(key) or blueprint.others[key]
+    shapes = {**blueprint.params, **blueprint.others}
+    for key, rows in plan.sources.items():
         try:
-            host = assemble(base, table, key, tensor_names, target.shape, dtype_of(key))
+            if key in shapes:
+                hosts = {key: assemble(base, table, key, rows, shapes[key].shape, dtype_of(key))}
+            else:
+                hosts = assemble_quantized(base, table, key, rows, shapes)
         except ModelError as error:
             problems += error.problems
             continue
-        values[key] = jax.make_array_from_callback(host.shape, placed[key], lambda index, host=host: host[index])
+        for name, host in hosts.items():
+            values[name] = jax.make_array_from_callback(host.shape, placed[name], lambda index, host=host: host[index])
     if problems:
         raise ModelError(problems)
+    given = given or {}
+    values |= {key: with_given(key, value, given) for key, value in values.items() if not given.keys().isdisjoint(stack.names(key))}
+    values |= magnitudes(values, given)
     return {key: values[key] for key in blueprint.variables}
 
 
-def assemble(base: Base, table: Table, key: str, tensor_names: tuple[str, ...], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def with_given(key: str, value: jax.Array, given: Mapping[str, np.ndarray]) -> jax.Array:
+    """A stored array with the given ones in the place of its own."""
+    names = stack.names(key)
+    host = np.empty(value.shape, value.dtype) if given.keys() >= set(names) else np.array(value)
+    for row, name in enumerate(names):
+        if name in given:
+            host[row if stack.is_stacked(key) else ...] = given[name]
+    return jax.make_array_from_callback(host.shape, value.sharding, lambda index: host[index])
+
+
+def assemble(base: Base, table: Table, key: str, rows: tuple[tuple[str, ...], ...], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """One stored array on the host, its rows read one tensor after the other."""
-    assert base.checkpoint is not None
     stacked = stack.is_stacked(key)
     each = shape[1:] if stacked else shape
     host = np.empty(shape, dtype)
-    for row, (name, tensor_name) in enumerate(zip(stack.names(key), tensor_names, strict=True)):
-        place = table.place(name)
-        tensor = base.checkpoint.read(tensor_name)
-        ours = place.row.to_ours(tensor, each)[place.part]
-        if ours.dtype.kind not in "iub" and not np.isfinite(ours).all():
-            raise ModelError(f"tensor {tensor_name} holds values that are not finite; the checkpoint is damaged")
-        host[row if stacked else ...] = ours
+    for row, (name, tensor_names) in enumerate(zip(stack.names(key), rows, strict=True)):
+        host[row if stacked else ...] = read_layer(base, table, name, tensor_names, each)
     return host
+
+
+def assemble_quantized(
+    base: Base, table: Table, key: str, rows: tuple[tuple[str, ...], ...], shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, np.ndarray]:
+    """Codes and scales of one stored kernel on the host, quantized layer by layer."""
+    wanted = [shapes[f"{key}.codes"], shapes[f"{key}.scales"]]
+    hosts = [np.empty(shape.shape, shape.dtype) for shape in wanted]
+    form, each = quantized.format_of(wanted[0].dtype), quantized.kernel_shape(wanted[0])[-2:]
+    for row, (name, tensor_names) in enumerate(zip(stack.names(key), rows, strict=True)):
+        made = quantized.quantize(read_layer(base, table, name, tensor_names, each), form)
+        for host, part in zip(hosts, made, strict=True):
+            host[row if stack.is_stacked(key) else ...] = part
+    return {f"{key}.codes": hosts[0], f"{key}.scales": hosts[1]}
+
+
+def read_layer(base: Base, table: Table, name: str, tensor_names: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """One per-layer array from its tensors, in their dtype."""
+    assert base.checkpoint is not None
+    place = table.place(name)
+    ours = place.row.to_ours([base.checkpoint.read(tensor_name) for tensor_name in tensor_names], shape, place.part)
+    if ours.dtype.kind not in "iub" and not np.isfinite(ours).all():
+        raise ModelError(f"tensor {tensor_names[0]} holds values that are not finite; the checkpoint is damaged")
+    return ours
 
 
 def cast(value: jax.Array, dtype: Any) -> jax.Array:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from jaxtune.core.component import Component
+from jaxtune.core.component import Component, OneOf
+from jaxtune.core.errors import ConfigError
+from jaxtune.layers.attention import Implementation
 from jaxtune.layers.stack import StackOptions
+from jaxtune.models import ADAPTERS
+from jaxtune.models.adapters import Adapter
 from jaxtune.models.family import DropoutRates, Family
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -49,7 +53,23 @@ class Model(Component):
     remat: Literal["none", "dots", "block"] = Field(
         "none", description="what the backward pass computes again: nothing, all but products, whole blocks"
     )
+    attention: Implementation = Field(
+        "auto",
+        description="auto: the quickest that can do it here; or xla, cpu, cudnn (gpu), splash (tpu), which are refused where they cannot",
+    )
+    adapter: Annotated[Adapter, OneOf(ADAPTERS)] | None = Field(
+        default=None, description="trained parameters beside frozen dense layers, by kind; phases.train then names them, e.g. *.lora_*"
+    )
+    quantize: Literal["none", "int8", "nf4"] = Field(
+        "none", description="keep the dense layers' kernels frozen in 8 or 4 bits: QLoRA, with an adapter"
+    )
     allowed_licences: tuple[str, ...] | None = Field(default=None, description="licences the base may have; default: any")
+
+    @model_validator(mode="after")
+    def has_files_to_quantize(self) -> Model:
+        if self.quantize != "none" and isinstance(self.base, NewModel):
+            raise ConfigError(f"model.quantize: {self.quantize} keeps a checkpoint's kernels frozen, but this model is new; leave it out")
+        return self
 
     def rates(self, family: Family) -> DropoutRates | None:
         """Dropout rates of the run, or None where dropout is statically off."""
@@ -62,4 +82,4 @@ class Model(Component):
         return own if any(vars(own).values()) else None
 
     def stack(self, cuts: tuple[int, ...] = ()) -> StackOptions:
-        return StackOptions(cuts, self.scan_layers, self.remat)
+        return StackOptions(cuts, self.scan_layers, self.remat, self.attention)

@@ -55,9 +55,11 @@ class VisionEncoder:
 class Block(nnx.Module):
     """x = x + attention(norm(x)); x = x + mlp(norm(x))."""
 
-    def __init__(self, c: VisionEncoder, *, rngs: nnx.Rngs):
+    def __init__(self, c: VisionEncoder, *, options: StackOptions, rngs: nnx.Rngs):
         self.attn_norm = LayerNorm(c.width, epsilon=c.epsilon, rngs=rngs)
-        self.attn = SelfAttention(c.width, c.heads, bias=c.attention_bias, deviation=c.deviation, rngs=rngs)
+        self.attn = SelfAttention(
+            c.width, c.heads, bias=c.attention_bias, deviation=c.deviation, implementation=options.attention, rngs=rngs
+        )
         self.mlp_norm = LayerNorm(c.width, epsilon=c.epsilon, rngs=rngs)
         self.up = Linear(c.width, c.mlp, deviation=c.deviation, rngs=rngs)
         self.down = Linear(c.mlp, c.width, deviation=c.deviation, rngs=rngs)
@@ -98,7 +100,7 @@ class VisionModel(nnx.Module):
 
     def __init__(self, c: VisionEncoder, *, options: StackOptions, dtype: Any, rngs: nnx.Rngs):
         self.embeddings = Embeddings(c, rngs=rngs)
-        self.layers = Stack(lambda rngs: Block(c, rngs=rngs), c.layers, options=options, rngs=rngs)
+        self.layers = Stack(lambda rngs: Block(c, options=options, rngs=rngs), c.layers, options=options, rngs=rngs)
         self.norm = LayerNorm(c.width, epsilon=c.epsilon, rngs=rngs)
         self.head: nnx.Module | None = nnx.data(None)
         self.dtype = jnp.dtype(dtype)

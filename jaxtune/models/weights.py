@@ -6,7 +6,7 @@ The same row loads, exports (the pattern reversed) and names the axes that decid
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,13 +20,17 @@ from jaxtune.layers import stack
 class Weight:
     """A row. `layout` is an einops pattern, Hugging Face side left, ours right; the right side's names are the logical axes.
 
-    `path` and `hf` share placeholders for whole numbers (`{i}` a layer, `{s}` a stage). A fused Hugging Face tensor has several
-    paths, joined along the left side's axis called `stack`.
+    `path` and `hf` share placeholders for whole numbers (`{i}` a layer, `{s}` a stage). A fused Hugging Face tensor has several paths,
+    joined along the left side's axis called `stack`, or, where they are not equally long, in `parts` along its first axis. The other way
+    round, an array of ours may be `many` tensors, numbered by `{n}` and stacked on an axis "experts" that comes first.
     """
 
     path: str | tuple[str, ...]
     hf: str
     layout: str
+    parts: tuple[int, ...] = ()
+    many: int = 0
+    sizes: tuple[tuple[str, int], ...] = ()  # of axes that a composed axis "(heads each)" leaves open
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -39,36 +43,65 @@ class Weight:
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
-        """Logical axes of one of our arrays."""
-        return tuple(axis for axis in self.sides[1].split() if axis != "stack")
+        """Logical axes of one of our arrays; a composed axis goes by its first name."""
+        names = re.sub(r"\((\w+)[^)]*\)", r"\1", self.sides[1]).split()
+        return (*(("experts",) if self.many else ()), *(axis for axis in names if axis != "stack"))
 
     @cached_property
     def patterns(self) -> tuple[re.Pattern[str], ...]:
         return tuple(re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(path)) + r"\Z") for path in self.paths)
 
-    def to_ours(self, tensor: np.ndarray, shape: Sequence[int]) -> list[np.ndarray]:
-        """Our arrays (one per path) of the given per-array shape.
+    def to_ours(self, tensors: Sequence[np.ndarray], shape: Sequence[int], part: int = 0) -> np.ndarray:
+        """Our array of path number `part`, of the given shape.
 
         Raises:
-            einops.EinopsError: the tensor does not fit the layout or the shape.
+            einops.EinopsError: the tensors do not fit the layout or the shape.
         """
         left, right = self.sides
-        sizes = dict(zip(self.axes, shape, strict=True))
-        ours = einops.rearrange(tensor, f"{left} -> {right}", **sizes)
-        return [ours] if isinstance(self.path, str) else list(ours)
+        if self.many:
+            return np.stack([self._rearranged(tensor, left, right, shape[1:]) for tensor in tensors])
+        (tensor,) = tensors
+        if self.parts:
+            if tensor.shape[0] != sum(self.parts):
+                raise einops.EinopsError(f"first axis {tensor.shape[0]} is not {' + '.join(map(str, self.parts))}")
+            start = sum(self.parts[:part])
+            tensor = tensor[start : start + self.parts[part]]
+        ours = self._rearranged(tensor, left, right, shape)
+        return ours[part] if right.startswith("stack ") else ours
 
-    def fits(self, tensor: Sequence[int], shape: Sequence[int]) -> bool:
-        """Whether a Hugging Face tensor of this shape makes our arrays of the given per-array shape."""
+    def _rearranged(self, tensor: np.ndarray, left: str, right: str, shape: Sequence[int]) -> np.ndarray:
+        """The tensor in our layout, its axes as long as `shape` says."""
+        composed = {name for group in re.findall(r"\(([^)]*)\)", right) for name in group.split()}
+        plain = {axis: size for axis, size in zip(self.axes[bool(self.many) :], shape, strict=True) if axis not in composed}
+        ours = einops.rearrange(tensor, f"{left} -> {right}", **plain, **dict(self.sizes))
+        if ours.shape[right.startswith("stack ") :] != tuple(shape):  # a composed axis fits any length
+            raise einops.EinopsError(f"{ours.shape} is not {tuple(shape)}")
+        return ours
+
+    def fits(self, tensor: Sequence[int], shape: Sequence[int], part: int = 0) -> bool:
+        """Whether Hugging Face tensors of this shape make our array of the given shape."""
+        empty = np.broadcast_to(np.int8(0), tuple(tensor))
         try:
-            self.to_ours(np.broadcast_to(np.int8(0), tuple(tensor)), shape)
+            if self.many:
+                self._rearranged(empty, *self.sides, shape[1:])
+            else:
+                self.to_ours([empty], shape, part)
         except einops.EinopsError:
             return False
-        return True
+        return not self.many or shape[0] == self.many
 
-    def to_hf(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    def to_hf(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The tensors of one array for each path."""
         left, right = self.sides
-        value = arrays[0] if isinstance(self.path, str) else np.stack(arrays)
-        return np.ascontiguousarray(einops.rearrange(value, f"{right} -> {left}"))
+
+        def back(value: np.ndarray) -> np.ndarray:
+            return np.ascontiguousarray(einops.rearrange(value, f"{right} -> {left}", **dict(self.sizes)))
+
+        if self.many:
+            return [back(value) for value in arrays[0]]
+        if self.parts:
+            return [np.concatenate([back(value) for value in arrays])]
+        return [back(arrays[0] if isinstance(self.path, str) else np.stack(arrays))]
 
 
 def linear(path: str, hf: str, layout: str = "out inputs -> inputs out") -> tuple[Weight, Weight]:
@@ -83,32 +116,59 @@ def norm(path: str, hf: str, axis: str = "embed") -> tuple[Weight, Weight]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one per-layer array lies in a checkpoint: the tensor, the row that translates it, its part of a fused tensor."""
+    """Where one per-layer array lies in a checkpoint: the tensors, the row that translates them, its part of a fused tensor."""
 
-    tensor: str
+    tensors: tuple[str, ...]
     row: Weight
     part: int
 
+    @property
+    def tensor(self) -> str:
+        """The tensor, or the first of many."""
+        return self.tensors[0]
+
+
+# Logical axes of what adapters and quantization put beside or in the place of a kernel, whose own are inputs and outputs.
+BESIDE_KERNEL: Mapping[str, Callable[[str, str], tuple[str, ...]]] = {
+    "lora_a": lambda inputs, outputs: (inputs, "rank"),
+    "lora_b": lambda inputs, outputs: ("rank", outputs),
+    "magnitude": lambda inputs, outputs: (outputs,),
+    "scale_in": lambda inputs, outputs: (inputs,),
+    "scale_out": lambda inputs, outputs: (outputs,),
+    "kernel.codes": lambda inputs, outputs: (inputs, outputs),
+    "kernel.scales": lambda inputs, outputs: ("block", outputs),
+}
+
+
+def kernel_beside(name: str) -> tuple[str, str] | None:
+    """(kernel's name, part) where the name is that of an adapter's parameter or a part of a quantized kernel."""
+    part = next((part for part in BESIDE_KERNEL if name.endswith("." + part)), None)
+    return None if part is None else (name.removesuffix(part) + "kernel", part)
+
 
 class Table:
-    """The rows of one model. Every parameter must be covered by exactly one row."""
+    """The rows of one model. Every parameter must be covered by exactly one row; what stands beside a kernel goes by the kernel's."""
 
     def __init__(self, rows: Iterable[Weight]):
         self.rows = tuple(rows)
 
     def place(self, name: str) -> Place:
-        """Where the parameter with this per-layer name comes from."""
+        """Where the parameter with this per-layer name comes from; for what stands beside a kernel, the kernel."""
+        if beside := kernel_beside(name):
+            name = beside[0]
         found = []
         for row in self.rows:
             for part, pattern in enumerate(row.patterns):
                 if match := pattern.match(name):
-                    found.append(Place(row.hf.format(**match.groupdict()), row, part))
+                    found.append(Place(tuple(row.hf.format(**match.groupdict(), n=n) for n in range(row.many or 1)), row, part))
         assert len(found) == 1, f"{name} is covered by {len(found)} rows of the weight table"
         return found[0]
 
     def axes(self, key: str) -> tuple[str, ...]:
         """Logical axes of a stored array; a stacked one has "layers" first."""
         axes = self.place(stack.names(key)[0]).row.axes
+        if beside := kernel_beside(key):
+            axes = BESIDE_KERNEL[beside[1]](*axes)
         return ("layers", *axes) if stack.is_stacked(key) else axes
 
     def export(self, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
@@ -119,6 +179,6 @@ class Table:
             parts = waiting.setdefault(place.tensor, {})
             parts[place.part] = array
             if len(parts) == len(place.row.paths):
-                yield place.tensor, place.row.to_hf([parts[i] for i in range(len(parts))])
+                yield from zip(place.tensors, place.row.to_hf([parts[i] for i in range(len(parts))]), strict=True)
                 del waiting[place.tensor]
         assert not waiting, f"fused tensors with missing parts: {sorted(waiting)}"

@@ -72,9 +72,14 @@ class Placement:
             _ACTIVE.reset(token)
 
 
+def current() -> Placement | None:
+    """The active placement, for layers that divide their work over its devices themselves."""
+    return _ACTIVE.get()
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Keeps an activation where the rules want it; without an active placement of several devices it is `x` itself."""
-    placement = _ACTIVE.get()
+    placement = current()
     if placement is None or placement.devices == 1:
         return x
     return jax.lax.with_sharding_constraint(x, placement.sharding(axes, x.shape))

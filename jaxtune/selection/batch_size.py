@@ -158,9 +158,9 @@ def squared_norms(trainings: ShortTrainings) -> Any:
     """A jitted (trainable, frozen, variables, batch, key, dropout rates) -> (f32[PIECES], f32[]): squared norms of the gradients of a
     batch's pieces and of the whole batch."""
     subject, blueprint = trainings.session.subject, trainings.stage.blueprint
-    experiment, outputs = subject.experiment, subject.task.outputs(subject.names)
+    experiment = subject.experiment
     loss_of_batch = partial(objective, subject.task)
-    augment = device_part(experiment.data.augment, outputs)
+    augment = device_part(experiment.data.augment, subject.classes)
     dropout = experiment.model.rates(subject.base.family) is not None
 
     def loss(trainable: Any, frozen: Any, variables: Any, batch: Mapping[str, jax.Array], key: jax.Array, rates: Any) -> jax.Array:

@@ -30,6 +30,7 @@ from jaxtune.selection.cost import measure_cost, measure_tokenizer, parameter_co
 from jaxtune.selection.embeddings import HeadInputs, embed
 from jaxtune.selection.transferability import Labelled, measure_features, usual_measure
 from jaxtune.session import Session
+from jaxtune.tasks.labelled import labelled
 
 _LOG = logging.getLogger(__name__)
 Tell = Callable[[str], None]  # is given a line when something is done
@@ -133,10 +134,10 @@ class Rows:
 
     @classmethod
     def of_prepared(cls, prepared: Prepared, effort: Effort) -> Rows:
-        task, examples = prepared.task, prepared.splits["train"]
+        task, examples = labelled(prepared.task, "choose"), prepared.splits["train"]
         targets = examples.column("label") if task.problem == "single_label" else examples.column("target").astype(np.float64)
         keys = [prepared.scanned.keys[i] for i in examples.ids]
-        classes = task.outputs(prepared.names)
+        classes = prepared.classes
         everything = Labelled(task.problem, np.asarray(targets), keys, classes, usual_measure(task.problem, task.best))
         sample = everything.sample(effort.rows, effort.seed)
         return cls(examples.ids[sample], everything.take(sample), len(examples))
@@ -164,7 +165,8 @@ class Comparison:
 
     @property
     def measure(self) -> str:
-        return usual_measure(self.experiment.task.problem, self.experiment.task.best)
+        task = labelled(self.experiment.task, "choose")
+        return usual_measure(task.problem, task.best)
 
     def try_one(self, candidate: Candidate) -> Assessed | Refused:
         """The candidate's scores and costs, or why there are none."""

@@ -141,9 +141,8 @@ class ShortTrainings:
         kept = {key: value.dtype for key, value in {**state.params, **state.variables}.items()}
 
         def fresh(seed: Any) -> Flat:
-            outputs = subject.task.outputs(subject.names)
             options, dtype = subject.experiment.model.stack(), subject.experiment.model.dtype
-            module = maker(subject.base.family, outputs, seed=seed, options=options, dtype=dtype)()
+            module = maker(subject.base.family, subject.outputs, seed=seed, options=options, dtype=dtype)()
             flat = {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(nnx.state(module))}
             return {key: flat[key] for key in whole}
 

@@ -19,7 +19,7 @@ from jaxtune.evaluation.probe import PENALTIES, deal_folds, fit_probe, minimise
 from jaxtune.selection.scores import Scores, jackknife
 
 if TYPE_CHECKING:
-    from jaxtune.tasks.base import Problem
+    from jaxtune.tasks.labelled import Problem
 
 NEIGHBOURS = 10
 STEPS = 200  # of the multi-label probe's optimisation

@@ -3,4 +3,6 @@
 TASKS = {
     "text_classification": "jaxtune.tasks.text_classification:TextClassification",
     "image_classification": "jaxtune.tasks.image_classification:ImageClassification",
+    "causal_lm": "jaxtune.tasks.causal_lm:CausalLM",
+    "preference": "jaxtune.tasks.preference:Preference",
 }

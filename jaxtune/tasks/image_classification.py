@@ -24,13 +24,14 @@ from jaxtune.data.transforms.image import ImageProcessor
 from jaxtune.data.transforms.pixels import read_pixels
 from jaxtune.models.family import Domain
 from jaxtune.models.load import Base
-from jaxtune.tasks.base import Encoded, Task
+from jaxtune.tasks.base import Encoded
+from jaxtune.tasks.labelled import LabelledTask
 
 MEMORY_BYTES = 256 << 20  # a set up to this size, as the model sees it, stays in memory
 NAMED_ROWS = 10
 
 
-class ImageClassification(Task):
+class ImageClassification(LabelledTask):
     """Reads `image`, predicts `label`."""
 
     domain: ClassVar[Domain] = "image"

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 from pydantic import Field
 
-from jaxtune.core.errors import ConfigError
 from jaxtune.data import cache
 from jaxtune.data.examples import Examples
 from jaxtune.data.processor import Limits, Processor
 from jaxtune.data.sources.base import Records
-from jaxtune.data.transforms.tokenize import LengthReport, Tokenizer
+from jaxtune.data.transforms.tokenize import LengthReport
 from jaxtune.models.family import Domain
 from jaxtune.models.load import Base
-from jaxtune.tasks.base import Encoded, Task
+from jaxtune.tasks.base import Encoded
+from jaxtune.tasks.labelled import LabelledTask
+from jaxtune.tasks.text import load_tokenizer
 
 
-class TextClassification(Task):
+class TextClassification(LabelledTask):
     """Reads `text` (and `pair`), predicts `label`."""
 
     domain: ClassVar[Domain] = "text"
@@ -36,22 +35,8 @@ class TextClassification(Task):
     def texts(self) -> tuple[str, ...]:
         return self.content
 
-    def prepare(self, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
-        return batch
-
     def processor(self, base: Base) -> Processor:
-        if base.folder is None:
-            raise ConfigError(
-                f"model.base: {base.reference} has no tokenizer; for text start from a checkpoint (hub id, folder or package://)"
-            )
-        tokenizer = Tokenizer.load(base.folder)
-        vocabulary = base.family.vocabulary
-        if vocabulary is not None and tokenizer.vocabulary > vocabulary:
-            raise ConfigError(
-                f"model.base {base.reference}: the tokenizer knows {tokenizer.vocabulary} tokens, the model's table has {vocabulary} rows; "
-                "they belong to different models"
-            )
-        return Processor(tokenizer=tokenizer)
+        return Processor(tokenizer=load_tokenizer(base))
 
     def encode(self, records: Records, names: tuple[str, ...], processor: Processor, limits: Limits) -> Encoded:
         """Token rows, cached on disk under everything that decides them; labels are cheap and made anew."""
@@ -72,7 +57,7 @@ class TextClassification(Task):
                 "records": limits.key,
                 "task": [
                     f"{type(self).__module__}:{type(self).__qualname__}",
-                    self.model_dump(mode="json", exclude=set(Task.model_fields)),
+                    self.model_dump(mode="json", exclude=set(LabelledTask.model_fields)),
                 ],
                 "tokenizer": tokenizer.fingerprint,
                 "max_tokens": limit,

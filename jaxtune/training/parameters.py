@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtune.core.errors import ConfigError
 from jaxtune.core.paths import matches, select
 from jaxtune.layers import stack
+from jaxtune.layers.quantized import kernel_shape
 from jaxtune.training.optimizers.base import NO_DECAY, Groups, Optimizer
 
 
@@ -46,7 +48,7 @@ def choose(params: Mapping[str, jax.ShapeDtypeStruct], patterns: Sequence[str], 
     Raises:
         ConfigError: a pattern matches nothing, or nothing is left to train.
     """
-    sizes = {name: shape.size // len(stack.names(key)) for key, shape in params.items() for name in stack.names(key)}
+    sizes = {name: weights_in(key, shape) // len(stack.names(key)) for key, shape in params.items() for name in stack.names(key)}
     chosen = frozenset(select(tuple(sizes), patterns, f"{what}: pattern"))
     if not chosen:
         raise ConfigError(f"{what}: {', '.join(patterns)} leaves no parameter to train; expected at least one")
@@ -67,14 +69,21 @@ def choose(params: Mapping[str, jax.ShapeDtypeStruct], patterns: Sequence[str], 
     return Selection(chosen, stack.cuts_for(params, chosen.__contains__), tuple(rows))
 
 
+def weights_in(key: str, array: jax.ShapeDtypeStruct) -> int:
+    """How many weights a stored array stands for: a quantized kernel as many as the float one, by its codes."""
+    if key.endswith(".kernel.scales"):
+        return 0
+    return math.prod(kernel_shape(array)) if key.endswith(".kernel.codes") else array.size
+
+
 def groups(trainable: Sequence[str], optimizer: Optimizer) -> Groups:
     """Which trainable arrays decay and which are stacked.
 
     Raises:
         ConfigError: a pattern of no_decay matches nothing; only the usual ones may, where no bias or norm trains.
     """
-    if optimizer.no_decay != NO_DECAY:
-        select([stack.names(key)[0] for key in trainable], optimizer.no_decay, "optimizer.no_decay: pattern")
+    if own := [pattern for pattern in optimizer.no_decay if pattern not in NO_DECAY]:
+        select([stack.names(key)[0] for key in trainable], own, "optimizer.no_decay: pattern")
     decayed = frozenset(key for key in trainable if not matches(stack.names(key)[0], optimizer.no_decay))
     return Groups(decayed, frozenset(key for key in trainable if stack.is_stacked(key)))
 

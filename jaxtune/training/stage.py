@@ -86,6 +86,7 @@ def build_stage(
     accumulation: int = 1,
     average: float | None = None,
     rates: DropoutRates | None = None,
+    adapter_dropout: float = 0.0,
     augment: Augment | None = None,
     depth: Depth = FLAT,
     previous: TrainState | None = None,
@@ -99,6 +100,7 @@ def build_stage(
         optimizer: a component, or any optax transformation (its settings are then constants of the program).
         steps: length of the phase, for the schedule.
         rates: dropout rates; None switches dropout off statically.
+        adapter_dropout: rate at the inputs of adapters; 0 switches it off statically.
         previous: the state that the phase before ended with; moments of what goes on training are carried over.
         programs: of a phase with the same module, objective, patterns, accumulation and augmentation, with dropout and average switched
             on or off alike, and with an optimizer of equal `structure`.
@@ -117,7 +119,7 @@ def build_stage(
     trainable = [key for key in blueprint.params if selection.trains(key)]
     transform, host = recipe(optimizer, groups(trainable, optimizer) if isinstance(optimizer, Optimizer) else None, steps)
     own_scales = rate_scales(trainable, optimizer, depth.layer_of, depth.layers) if isinstance(optimizer, Optimizer) else None
-    dropout = {name: np.float32(value) for name, value in vars(rates or DropoutRates()).items()}
+    dropout = {name: np.float32(value) for name, value in {**vars(rates or DropoutRates()), "adapter": adapter_dropout}.items()}
 
     def controls(step: int, rate_scale: float) -> dict[str, Any]:
         return {
@@ -134,7 +136,10 @@ def build_stage(
     if previous is not None:
         state = carry_over(previous, state)
     if programs is None:
-        function = make_step(blueprint, objective, transform, accumulation=accumulation, dropout=rates is not None, augment=augment)
+        function = make_step(
+            blueprint, objective, transform,
+            accumulation=accumulation, dropout=rates is not None, adapter_dropout=adapter_dropout > 0, augment=augment,
+        )  # fmt: skip
         step = CompiledStep.of(function, state, placement)
     else:
         step = programs.step

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from jaxtune.core.weighted import Weighted
-from jaxtune.layers.dropout import Dropout
+from jaxtune.layers.dropout import Dropout, adapters_with
 from jaxtune.models.blueprint import Blueprint, Flat
 from jaxtune.training.part_norms import part_norms
 from jaxtune.training.state import TrainState
@@ -35,6 +35,7 @@ def make_step(
     *,
     accumulation: int = 1,
     dropout: bool = True,
+    adapter_dropout: bool = False,
     augment: Augment | None = None,
 ) -> Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any]]]:
     """The step as a pure function, to be jitted by `training/compile.py`.
@@ -44,11 +45,14 @@ def make_step(
         accumulation: number of parts a batch is cut into; gradients are summed and divided once by the whole batch's weight, so the result
             is that of the whole batch also where parts weigh differently. Batch statistics alone see one part after the other.
         dropout: False switches it off statically.
+        adapter_dropout: the same for the inputs of adapters, which costs nothing elsewhere.
     """
 
     def loss_of(trainable: Flat, frozen: Flat, variables: Flat, batch: Batch, key: jax.Array, rates: Mapping[str, jax.Array]) -> Any:
         module = blueprint.build(trainable, frozen, variables)
-        loss = objective(module, batch, Dropout(key=key, **rates) if dropout else None)
+        noise = Dropout(key=key, **rates)
+        with adapters_with(noise if adapter_dropout else None):
+            loss = objective(module, batch, noise if dropout else None)
         return loss.total, (loss, blueprint.changed(module))
 
     def step(state: TrainState, batch: Batch, controls: Any) -> tuple[TrainState, dict[str, Any]]:

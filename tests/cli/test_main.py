@@ -20,7 +20,7 @@ from jaxtune.core import errors
 
 COMMANDS = [
     "new", "check", "preview", "train", "resume", "evaluate", "predict", "export", "describe", "doctor",
-    "choose", "lr-test", "search", "report", "compare", "adjust", "branch", "watch",
+    "choose", "lr-test", "search", "report", "compare", "adjust", "branch", "watch", "soup",
 ]  # fmt: skip
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jaxtune.cli import preview
 from jaxtune.cli.main import main
+from jaxtune.cli.output import Output
+from jaxtune.data.transforms.tokenize import Tokenizer
 
 
 def test_what_the_model_sees(tiny_experiment: Path, capsys: pytest.CaptureFixture[str]):
@@ -43,3 +47,24 @@ def test_training_examples_are_shown_augmented(tiny_experiment: Path, capsys: py
 def test_no_such_split(tiny_experiment: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["preview", "tiny.yaml", "--split", "tset"]) == 2
     assert capsys.readouterr().err == 'error: --split: "tset" does not exist; did you mean "test"? (splits: train, validation, test)\n'
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_what_is_learned_of_a_text_is_marked(colour: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """And escape sequences in the data do not reach the terminal."""
+    monkeypatch.setattr(preview, "coloured", lambda: colour)
+    tokenizer = Tokenizer.load(Path(__file__).parents[1] / "references" / "chat")
+    parts = ["What is\n\x1b[31mthe capital?", "Paris<|im_end|>", "x" * 500]
+    ids = [tokenizer.backend.encode(part).ids for part in parts]
+    weight = np.repeat([0.0, 0.5, 0.0], [len(part) for part in ids])
+    told = preview.tell_targets(Output(), tokenizer, {"tokens": np.concatenate(ids), "token_weight": weight})
+    first, second = capsys.readouterr().out.splitlines()
+    assert f"learned: {len(ids[1])} tokens" in first
+    long = "x" * 200 + " … " + "x" * 200
+    if colour:
+        assert second == f"  \033[2mWhat is ⏎ the capital?\033[0m\033[1;32mParis<|im_end|>\033[0m\033[2m{long}\033[0m"
+    else:
+        assert second == f"  What is ⏎ the capital?⟦Paris<|im_end|>⟧{long}"
+    assert told["trained_tokens"] == len(ids[1]) and [(one["text"], one["trained"]) for one in told["stretches"]] == [
+        (parts[0], False), (parts[1], True), (parts[2], False),
+    ]  # fmt: skip

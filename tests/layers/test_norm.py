@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxtune.layers.norm import BatchNorm, LayerNorm, layer_norm
+from jaxtune.layers.norm import BatchNorm, LayerNorm, RmsNorm, layer_norm, rms_norm
 
 
 @partial(jax.jit, static_argnums=3)
@@ -46,6 +46,29 @@ def test_layer_norm_module():
     assert plain.bias is None and module.bias is not None and module.scale[...].dtype == jnp.float32
     x = jax.random.normal(jax.random.key(0), (2, 8))
     np.testing.assert_array_equal(module(x), plain(x))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [(16,), (3, 16), (2, 5, 16), (2, 3, 4, 16)])
+def test_rms_norm_and_its_gradients_are_those_of_the_formula(shape, offset):
+    x, scale = jax.random.normal(jax.random.key(0), shape) * 3, jax.random.normal(jax.random.key(1), (16,))
+
+    def formula(x, scale):
+        return x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * (offset + scale.reshape((1,) * (x.ndim - 1) + (16,)))
+
+    expected, pull = jax.vjp(formula, x, scale)
+    for backend in ("cpu", "tpu"):
+        found, back = jax.vjp(partial(rms_norm, epsilon=1e-6, offset=offset, backend=backend), x, scale)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        for a, b in zip(back(jnp.cos(expected)), pull(jnp.cos(expected)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_rms_norm_starts_as_the_identity_on_unit_rows():
+    x = jnp.array([[1.0, -1.0, 1.0, 1.0]])
+    for offset in (0.0, 1.0):
+        np.testing.assert_allclose(RmsNorm(4, epsilon=0.0, offset=offset, rngs=nnx.Rngs(0))(x), x, rtol=1e-6)
+    assert rms_norm(x.astype(jnp.bfloat16), jnp.ones(4), 1e-6).dtype == jnp.bfloat16
 
 
 def _images() -> jax.Array:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxtune.layers.dropout import Dropout, dropout
 from jaxtune.layers.linear import Linear
-from jaxtune.layers.stack import Stack, StackOptions, cuts_for, is_stacked, names, recut, segment_bounds, whole
+from jaxtune.layers.stack import Stack, StackOptions, cuts_for, is_stacked, names, recut, repeating, segment_bounds, whole
 from jaxtune.models.blueprint import Blueprint, Flat
 
 LAYERS, WIDTH = 5, 6
@@ -171,3 +171,43 @@ def test_recut_slices_joins_and_leaves_out() -> None:
     assert to("layers.0-5.q", "head.k") == {"layers.0-5.q": [0, 1, 2, 3, 4, 5], "head.k": [9]}
     assert to("layers.0-0.q", "layers.1-4.q", "layers.5-5.q") == {"layers.0-0.q": [0], "layers.1-4.q": [1, 2, 3, 4], "layers.5-5.q": [5]}
     assert to("layers.3-5.q", "layers.6-7.q", "layers.4-6.q", "head.x") == {"layers.3-5.q": [3, 4, 5]}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "groups"),
+    [
+        ("aaaaa", [(0, 1, 5)]),
+        ("llllgllllgll", [(0, 5, 2), (10, 1, 2)]),
+        ("ffffss", [(0, 1, 4), (4, 1, 2)]),
+        ("slslsl", [(0, 2, 3)]),
+        ("a", [(0, 1, 1)]),
+        ("lgll", [(0, 4, 1)]),
+    ],
+)
+def test_kinds_become_few_repeating_groups(kinds: str, groups: list[tuple[int, int, int]]) -> None:
+    assert [(group.first, group.period, group.repeats) for group in repeating(tuple(kinds))] == groups
+
+
+class Told(nnx.Module):
+    """Multiplies by a parameter and adds what it is told."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jax.random.normal(rngs.params(), ()))
+
+    def __call__(self, x: dict[str, jax.Array], *, kind: float, layer: jax.Array, noise: Dropout | None) -> dict[str, jax.Array]:
+        return {"x": x["x"] * self.scale[...] + kind, "layers": x["layers"] + layer}
+
+
+@pytest.mark.parametrize(
+    "options", [StackOptions(scan=True), StackOptions(scan=False), StackOptions(cuts=(2,), scan=True, remat="block")], ids=str
+)
+def test_blocks_are_told_their_kind_and_number(options: StackOptions) -> None:
+    kinds = (1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 5.0)
+    made = Stack(Told, 7, kinds=kinds, options=options, rngs=nnx.Rngs(params=jax.random.key(0)))
+    found = made({"x": jnp.float32(1), "layers": jnp.int32(0)})
+    values = Blueprint.split(made)[1]
+    scales = jnp.concatenate([values[f"{first}-{last}.scale"] for first, last in made.bounds])
+    expected = 1.0
+    for scale, kind in zip(scales, kinds, strict=True):
+        expected = expected * float(scale) + kind
+    assert float(found["x"]) == pytest.approx(expected, rel=1e-5) and int(found["layers"]) == sum(range(7))

@@ -18,6 +18,7 @@ from jaxtune.layers import stack
 from jaxtune.layers.activations import ACTIVATIONS
 from jaxtune.layers.stack import StackOptions
 from jaxtune.models.blueprint import Blueprint, Flat
+from jaxtune.models.family import Outputs
 from jaxtune.models.load import Base, Plan, load, maker, open_base, plan_load, shardings
 from jaxtune.models.weights import Table
 from jaxtune.parallel.mesh import Mesh
@@ -25,7 +26,8 @@ from jaxtune.parallel.placement import Placement
 
 REFERENCES = Path(__file__).resolve().parents[1] / "references"
 INDEX: dict[str, dict[str, Any]] = {row["name"]: row for row in json.loads((REFERENCES / "index.json").read_text())["cases"]}
-NAMES = tuple(INDEX)
+LANGUAGE = tuple(name for name, row in INDEX.items() if row["loss"] == "language")
+NAMES = tuple(name for name in INDEX if name not in LANGUAGE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def one_device() -> Placement:
 
 def load_folder(
     folder: Path | str,
-    outputs: int | None,
+    outputs: Outputs | None,
     *,
     new_head: bool = False,
     options: StackOptions | None = None,

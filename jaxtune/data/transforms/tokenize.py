@@ -8,7 +8,6 @@ the `tokenizers` library at once (0.1 s); transformers (1 to 2 s to import) is a
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ import numpy as np
 
 from jaxtune.core.errors import ConfigError, DataError, ModelError, UnsafeInputError
 from jaxtune.data.examples import Ragged
+from jaxtune.data.special_tokens import read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,6 +27,7 @@ OverLength = Literal["cut", "drop", "error"]
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
@@ -67,7 +68,7 @@ class Tokenizer:
         UnsafeInputError: the tokenizer is code that lies in the folder.
         """
         folder = Path(folder)
-        config = _read_json(folder / "tokenizer_config.json")
+        config = read_json(folder / "tokenizer_config.json")
         backend = _by_file(folder, config) or _by_transformers(folder, config)
         backend.no_truncation()
         backend.no_padding()
@@ -263,23 +264,10 @@ def _named(rows: np.ndarray, names: Sequence[str] | None, behind: Sequence[str] 
     return ", ".join(said) + (f" and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """{} when there is no such file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error}); fetch the file again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: expected a JSON object, found a {type(found).__name__}; fetch the file again")
-    return found
-
-
 def _by_file(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer | None:
     """tokenizer.json read as it is; None when there is none or tokenizer_config.json wants something else than it."""
     path = folder / "tokenizer.json"
-    if not path.is_file() or _disagree(_read_json(path), config):
+    if not path.is_file() or _disagree(read_json(path), config):
         return None
     import tokenizers
 

@@ -26,7 +26,7 @@ Number = jax.Array | float
 Controls = Mapping[str, Any]
 Updated = tuple[optax.Updates, optax.OptState]
 
-NO_DECAY = ("*.bias", "*.scale")
+NO_DECAY = ("*.bias", "*.scale", "*.scale_*", "*.magnitude")
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -61,7 +61,7 @@ class Optimizer(Component):
     weight_decay: WeightDecay = 0.0
     no_decay: tuple[str, ...] = Field(
         default=NO_DECAY,
-        description="Patterns of the parameters without weight decay: biases and norms, by name, never by shape.",
+        description="Patterns of the parameters without weight decay: biases, norms and the vectors of adapters, by name, never by shape.",
     )
     clip_norm: Positive | None = Field(
         default=1.0, description="Gradients are scaled down together to this norm over all trainable parameters; null: no clipping."
