@@ -10,12 +10,15 @@ from typing import Any
 
 import jax
 
+from jaxtune.core.files import Rows
 from jaxtune.evaluation import data_checks, slices
 from jaxtune.evaluation.evaluate import Predictions
 from jaxtune.evaluation.outcomes import Outcomes
 from jaxtune.prepare import Prepared
 from jaxtune.session import Session
+from jaxtune.tracking.jsonl import FILE as METRICS
 
+MOST_EPOCH_SECONDS = 3000.0  # of an epoch, for its rows to be read again
 MOST_NUMBERS = 20_000_000  # validation rows x classes that are fetched at every evaluation
 
 
@@ -24,13 +27,9 @@ def check_data(session: Session, folder: Path) -> dict[str, Any]:
     prepared, wanted = session.prepared, session.prepared.experiment.evaluation
     found: dict[str, Any] = {}
     if wanted.label_check:
-        new = prepared.base.checkpoint is None
-        unless = (
-            "the base is a new model, which tells nothing yet" if new else "more than one process trains" if jax.process_count() > 1 else ""
-        )
         found["labels"] = data_checks.check_labels(
             folder, prepared.task.problem, prepared.names, prepared.scanned.columns[prepared.task.label], prepared.scanned.keys,
-            prepared.splits["train"].ids, lambda: session.base_features("train"), unless,
+            prepared.splits["train"].ids, lambda: session.base_features("train"), _why_no_label_check(session, folder),
         )  # fmt: skip
     if wanted.near_duplicates:
         rows = {split: examples.ids for split, examples in prepared.splits.items()}
@@ -38,6 +37,21 @@ def check_data(session: Session, folder: Path) -> dict[str, Any]:
             folder, prepared.task.domain, prepared.task.content, prepared.scanned.records, rows
         )
     return found
+
+
+def _why_no_label_check(session: Session, folder: Path) -> str:
+    """A pass of the base is not worth its time where it tells nothing or would take longer than the training did. It is forward only, so it
+    takes no longer than an epoch, which has to end within the time that the watchdog gives an evaluation."""
+    if session.prepared.base.checkpoint is None:
+        return "the base is a new model, which tells nothing yet"
+    if jax.process_count() > 1:
+        return "more than one process trains"
+    rows, steps = len(session.prepared.splits["train"]), [row for row in Rows(folder / METRICS).read() if row.get("split") == "train"]
+    seen = sum(row["examples"] for row in steps)
+    if seen < 0.9 * rows:
+        return f"the run trained on {seen:,} examples, less than an epoch, and the base would have to read all training rows"
+    epoch = sum(row["seconds"] for row in steps if not row["compiled"]) * rows / seen
+    return f"an epoch takes {epoch / 60:.0f} minutes, and looking up to as long" if epoch > MOST_EPOCH_SECONDS else ""
 
 
 def slices_wanted(session: Session) -> bool:

@@ -87,6 +87,11 @@ class ModelSession:
         """Per-layer names of parameters that do not come from the base."""
         return frozenset(name for key in self.loading.fresh for name in stack.names(key))
 
+    @property
+    def masters(self) -> frozenset[str]:
+        """Per-layer names of parameters kept in float32, because some phase trains them."""
+        return self.earlier.union(*self.trained)
+
     def touched(self, phase: int) -> frozenset[str]:
         """Per-layer names that may differ from the base once `phase` runs."""
         return self.fresh.union(self.earlier, *self.trained[: phase + 1])
@@ -106,8 +111,7 @@ class ModelSession:
 
     def load_base(self) -> tuple[Flat, Flat]:
         """(parameters, variables) from the base: float32 where some phase trains them, compute precision elsewhere."""
-        compute = jnp.dtype(self.subject.experiment.model.dtype)
-        masters = self.earlier.union(*self.trained)
+        compute, masters = jnp.dtype(self.subject.experiment.model.dtype), self.masters
 
         def dtype_of(key: str) -> Any:
             if key in self.blueprint.others or not masters.isdisjoint(stack.names(key)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from jaxtune.training.signals import Signals
 from jaxtune.training.stage import Stage
 from jaxtune.training.watchdog import Watchdog
 
+_LOG = logging.getLogger(__name__)
 Watch = Callable[[Any], None]  # is given every event as it happens: a panel, a notebook
 
 
@@ -308,8 +310,11 @@ def look_back(session: Session, folder: RunFolder) -> None:
     """What the finished run tells about its data and its settings, and the report; nothing here changes the result."""
     if hosts.is_primary():
         folder.write_json("checks.json", check_data(session, folder.path))
-        write_advice(folder.path)
-        write_report(folder.path, session.prepared.scanned.records)
+        try:
+            write_advice(folder.path)
+            write_report(folder.path, session.prepared.scanned.records)
+        except Exception as error:
+            _LOG.warning("no report (%s: %s); the result stands, `jaxtune report` tries again", type(error).__name__, error)
 
 
 def export_run(session: ModelSession, target: Path, values: Mapping[str, jax.Array], numbers: Mapping[str, Any], phase: int) -> Path:
