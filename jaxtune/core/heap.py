@@ -12,6 +12,7 @@ import os
 
 KEEPS = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000"
 GROWTH = 1.2  # of the resident memory over what steps usually need: then something was left behind
+TRIES = 6
 PAGE = 4096
 
 
@@ -21,21 +22,21 @@ class Heap:
     def __init__(self) -> None:
         self.kept = KEEPS in os.environ.get("GLIBC_TUNABLES", "")
         self.usual = 0  # bytes that are resident while steps run
-        self.before = 0  # bytes that were resident when steps last grew
+        self.tries = TRIES  # left before a growth is taken for what steps need
         self.settling = True  # the next step tells what is usual
 
     def after_step(self) -> None:
-        """Gives back what is free where the process has grown, unless giving back did not help the last time."""
+        """Gives back what is free where the process has grown, unless giving back has not helped several times."""
         if not self.kept:
             return
         now = resident_bytes()
         if self.settling or now <= self.usual * GROWTH:
             self.usual, self.settling = max(now, self.usual), False
-        elif self.before and now <= self.before * 1.05:
-            self.usual = now
-        else:
-            self.before, self.settling = now, True
+        elif self.tries:
+            self.tries, self.settling = self.tries - 1, True
             give_back()
+        else:
+            self.usual, self.tries = now, TRIES
 
     def after_other_work(self) -> None:
         """Gives back what an evaluation, a save or a compilation has left."""
