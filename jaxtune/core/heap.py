@@ -2,7 +2,7 @@
 
 A process whose heap is kept between steps (cli/process.py says why) saves the page faults of every step, but what compiling, evaluating and
 the first steps leave behind lies between living blocks: MiniLM at 32 x 256 grew from 3.2 to 8.9 GiB. Given back when that happens, it
-stays at 3.6 GiB (benchmarks/step_memory.py).
+settles at 3.7 GiB after a peak of about 5 (benchmarks/step_memory.py).
 """
 
 from __future__ import annotations
