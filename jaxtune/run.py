@@ -16,6 +16,7 @@ from jaxtune.adjust import Requests
 from jaxtune.checkpoint.store import Store
 from jaxtune.config.write import to_yaml
 from jaxtune.core.errors import ConfigError, DivergedError, Interrupted, JaxtuneError, NoCheckpointError, Preempted
+from jaxtune.core.heap import Heap
 from jaxtune.data.facts import FILE as FACTS
 from jaxtune.data.facts import recorded
 from jaxtune.evaluation.advice import write_advice
@@ -33,7 +34,7 @@ from jaxtune.run_folder import RunFolder, runs_folder
 from jaxtune.session import Session
 from jaxtune.tasks.base import HF_PROBLEM
 from jaxtune.training.compile import device_memory
-from jaxtune.training.loop import Goal, Progress, Schedule, train_phase
+from jaxtune.training.loop import Goal, Progress, Schedule, Stepped, train_phase
 from jaxtune.training.signals import Signals
 from jaxtune.training.stage import Stage
 from jaxtune.training.watchdog import Watchdog
@@ -206,6 +207,8 @@ def train_one(
     with watchdog.section("compile"):
         compiled = session.compile(stage, progress.phase)
         recorder.compiled(compiled)
+    heap = Heap()
+    heap.after_other_work()
 
     sliced = slices_wanted(session)
 
@@ -244,6 +247,7 @@ def train_one(
             stage.state = state
             store.poll()
             recorder.event(event)
+            heap.after_step() if isinstance(event, Stepped) else heap.after_other_work()
 
 
 def take_up(session: Session, progress: Progress, recorder: Recorder) -> bool:
@@ -294,6 +298,7 @@ def conclude(session: Session, folder: RunFolder, store: Store, progress: Progre
             continue
         found = session.evaluate(split, blueprint, params, variables, keep=prepared.experiment.evaluation.predictions)
         numbers[split] = dict(found.metrics)
+        Heap().after_other_work()
         recorder.result(split, step, found.metrics)
         if found.predictions is not None and hosts.is_primary():
             path, truth = folder.path / "predictions" / f"{split}.parquet", prepared.scanned.columns[prepared.task.label]
