@@ -272,7 +272,7 @@ def differing(first: RunRecord, second: RunRecord) -> list[tuple[str, Any, Any]]
     """(dotted key, first, second) of settings that differ, and what was changed while they ran. The name is no setting."""
     found = [(key, a, b) for key, (a, b) in differences(first.experiment, second.experiment).items() if key != "name"]
     changed = [", ".join(f"step {step}: {words}" for step, words in record.adjustments) or "nothing" for record in (first, second)]
-    return [*found, ("changed while it ran", *changed)] if changed[0] != changed[1] else found
+    return [*found, ("changed while it ran", changed[0], changed[1])] if changed[0] != changed[1] else found
 
 
 def _costs(a: RunRecord, b: RunRecord) -> list[tuple[str, float | None, float | None]]:

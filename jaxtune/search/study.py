@@ -19,6 +19,7 @@ from typing import Any
 
 from jaxtune.core.errors import ConfigError, DiskError, FolderLockedError, HangError, Interrupted, JaxtuneError, Preempted
 from jaxtune.core.files import Rows
+from jaxtune.core.heap import Heap
 from jaxtune.core.printable import printable
 from jaxtune.core.redact import redact
 from jaxtune.experiment import Experiment
@@ -207,6 +208,7 @@ class Study:
             return Outcome("failed", None, None, {}, steps, time.monotonic() - began, reason)
         finally:
             gc.collect()  # the closures of a training refer to each other in circles; their arrays shall go now
+            Heap().after_other_work()
 
     # -- from broad to narrow -------------------------------------------------------------------------------------------
 

@@ -17,10 +17,11 @@ from jaxtune.checkpoint.store import Store
 from jaxtune.core.component import OneOf
 from jaxtune.core.errors import ConfigError, DivergedError, JaxtuneError, NoCheckpointError
 from jaxtune.core.files import Rows
+from jaxtune.core.heap import Heap
 from jaxtune.search.ledger import Ended, Outcome
 from jaxtune.search.workbench import Workbench
 from jaxtune.session import Session
-from jaxtune.training.loop import Evaluated, Goal, Progress, Schedule, train_phase
+from jaxtune.training.loop import Evaluated, Goal, Progress, Schedule, Stepped, train_phase
 from jaxtune.training.stage import Stage
 from jaxtune.training.stopping import STOP_RULES
 from jaxtune.training.watchdog import Watchdog
@@ -117,12 +118,14 @@ class Training:
                 stage.state, stage.step, feed, stage.controls, session.placement, schedule, progress,
                 evaluate=evaluate, goal=self.goal, rules=phase.stopping, save=self.save, interrupted=self.interrupted,
             )  # fmt: skip
+            heap = Heap()
             while True:
                 with self.watchdog.section("step"):
                     event, state = next(events, (None, None))
                 if event is None or state is None:
                     return
                 stage.state = state
+                heap.after_step() if isinstance(event, Stepped) else heap.after_other_work()
                 if isinstance(event, Evaluated):
                     self.evaluations.append({"step": event.step, **event.metrics})
                     self.reason = self.judge(event.step, math.nan if progress.best is None else progress.best)
