@@ -149,10 +149,10 @@ class Bench:
         return {**outcome, **shares(before, usage())}
 
     def environment(self, variant: Variant) -> dict[str, str]:
-        """Compilation caches start empty; nothing reaches for the network. jaxtune's memory lies in huge pages, as its commands see to."""
-        from jaxtune.cli.process import VARIABLE, WISH
+        """Compilation caches start empty; nothing reaches for the network. jaxtune's memory is handed out as its commands see to."""
+        from jaxtune.cli.process import VARIABLE, wish
 
-        own = {VARIABLE: WISH} if variant.side == "jaxtune" else {}
+        own = {VARIABLE: wish(["train"], {}, sys.platform, accelerated=False) or ""} if variant.side == "jaxtune" else {}
         threads = str(self.options.threads)
         return os.environ | own | {
             "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1",

@@ -128,10 +128,10 @@ def main() -> None:
 
 
 def environment(way: str) -> dict[str, str]:
-    from jaxtune.cli.process import VARIABLE, WISH
+    from jaxtune.cli.process import HUGE_PAGES, VARIABLE
 
     kept = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    return kept | {"PYTHONPATH": str(HERE.parent)} | ({VARIABLE: WISH} if way == WAYS[1] else {})
+    return kept | {"PYTHONPATH": str(HERE.parent)} | ({VARIABLE: HUGE_PAGES} if way == WAYS[1] else {})
 
 
 def write(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:

@@ -21,6 +21,7 @@ from jaxtune.config.yaml12 import parse
 from jaxtune.core.component import Component, nearest
 from jaxtune.core.errors import ConfigError, DiskError
 from jaxtune.core.files import plain, write_whole
+from jaxtune.core.nested import differences
 from jaxtune.experiment import Experiment
 
 # What may change, as patterns of dotted keys; "#" is a number. All else needs a new run: `jaxtune branch`.
@@ -101,7 +102,7 @@ def adjusted(experiment: Experiment, words: Sequence[str], phase: int) -> Experi
     if not change.overrides:
         return experiment
     after = overridden(experiment, change.overrides)
-    found = differences(experiment, after)
+    found = differences(_plain(experiment), _plain(after))
     problems = [problem for key in found if (problem := refusal(key, phase, len(experiment.phases)))]
     if not found:
         problems.append(f"{', '.join(change.overrides)}: the run has these values already; nothing would change")
@@ -127,26 +128,8 @@ def in_force(progress: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [adjustment for adjustment in progress.get("adjustments", []) if adjustment["step"] != waiting]
 
 
-def differences(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (value before, value after), where two experiments differ. Lists of plain values are single values."""
-    return dict(_differences(_dump(before), _dump(after), ""))
-
-
-def _dump(value: Any) -> Any:
-    return plain(value.model_dump(mode="json")) if hasattr(value, "model_dump") else value
-
-
-def _differences(before: Any, after: Any, key: str) -> list[tuple[str, tuple[Any, Any]]]:
-    if before == after:
-        return []
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        names = [*before, *(name for name in after if name not in before)]
-        pairs = [(str(name), before.get(name), after.get(name)) for name in names]
-    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after) and any(isinstance(v, Mapping) for v in before):
-        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(before, after, strict=True))]
-    else:
-        return [(key, (before, after))]
-    return [found for name, a, b in pairs for found in _differences(a, b, f"{key}.{name}" if key else name)]
+def _plain(experiment: Experiment) -> Any:
+    return plain(experiment.model_dump(mode="json"))
 
 
 class Requests:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxtune.core.files import Rows
 from jaxtune.evaluation import data_checks, slices
 from jaxtune.evaluation.evaluate import Predictions
 from jaxtune.evaluation.generation import Answered, answer, choose_questions
@@ -17,7 +18,9 @@ from jaxtune.evaluation.outcomes import Outcomes
 from jaxtune.models.blueprint import Blueprint, Flat
 from jaxtune.prepare import Prepared
 from jaxtune.session import Session
+from jaxtune.tracking.jsonl import FILE as METRICS
 
+MOST_EPOCH_SECONDS = 3000.0  # of an epoch, for its rows to be read again
 MOST_NUMBERS = 20_000_000  # validation rows x classes that are fetched at every evaluation
 
 
@@ -26,13 +29,9 @@ def check_data(session: Session, folder: Path) -> dict[str, Any]:
     prepared, wanted = session.prepared, session.prepared.experiment.evaluation
     found: dict[str, Any] = {}
     if wanted.label_check and prepared.problem is not None and prepared.truth is not None:
-        new = prepared.base.checkpoint is None
-        unless = (
-            "the base is a new model, which tells nothing yet" if new else "more than one process trains" if jax.process_count() > 1 else ""
-        )
         found["labels"] = data_checks.check_labels(
             folder, prepared.problem, prepared.names, prepared.truth, prepared.scanned.keys,
-            prepared.splits["train"].ids, lambda: session.base_features("train"), unless,
+            prepared.splits["train"].ids, lambda: session.base_features("train"), _why_no_label_check(session, folder),
         )  # fmt: skip
     if wanted.near_duplicates:
         rows = {split: examples.ids for split, examples in prepared.splits.items()}
@@ -53,11 +52,31 @@ def answer_sample(session: Session, split: str, blueprint: Blueprint, params: Fl
     return answer(questions, wanted, session.generator(blueprint, wanted.generation, wanted.batch_size), params, variables, tokenizer)
 
 
+def _why_no_label_check(session: Session, folder: Path) -> str:
+    """A pass of the base is not worth its time where it tells nothing or would take longer than the training did. It is forward only, so it
+    takes no longer than an epoch, which has to end within the time that the watchdog gives an evaluation."""
+    if session.prepared.base.checkpoint is None:
+        return "the base is a new model, which tells nothing yet"
+    if jax.process_count() > 1:
+        return "more than one process trains"
+    rows, steps = len(session.prepared.splits["train"]), [row for row in Rows(folder / METRICS).read() if row.get("split") == "train"]
+    seen = sum(row["examples"] for row in steps)
+    if seen < 0.9 * rows:
+        return f"the run trained on {seen:,} examples, less than an epoch, and the base would have to read all training rows"
+    epoch = sum(row["seconds"] for row in steps if not row["compiled"]) * rows / seen
+    return f"an epoch takes {epoch / 60:.0f} minutes, and looking up to as long" if epoch > MOST_EPOCH_SECONDS else ""
+
+
 def slices_wanted(session: Session) -> bool:
     """Whether evaluations keep their predictions for the table by class and length; not where they are too many to be fetched each time."""
     prepared = session.prepared
     rows = len(prepared.splits.get("validation", ()))
-    return prepared.problem is not None and prepared.experiment.evaluation.slices and jax.process_count() == 1 and rows * max(len(prepared.names), 1) <= MOST_NUMBERS
+    return (
+        prepared.problem is not None
+        and prepared.experiment.evaluation.slices
+        and jax.process_count() == 1
+        and rows * max(len(prepared.names), 1) <= MOST_NUMBERS
+    )
 
 
 def slice_table(predictions: Predictions, prepared: Prepared) -> list[dict[str, Any]]:

@@ -99,7 +99,9 @@ class ModelSession:
         trained = frozenset[str]().union(*self.trained)
         added = {name for name in self.fresh if name.rpartition(".")[2] in PARTS}
         if not self.numbers and added.isdisjoint(trained):
-            raise ConfigError(f'model.adapter: no phase trains it (its first parameter: {min(added)}); write e.g. phases.0.train: ["*.lora_*"]')
+            raise ConfigError(
+                f'model.adapter: no phase trains it (its first parameter: {min(added)}); write e.g. phases.0.train: ["*.lora_*"]'
+            )
         if adapter.export != "merged":
             problems = unsaveable(self.table, sizes(self.abstract), forms_of(self.abstract), trained - added)
             if problems:
@@ -127,6 +129,11 @@ class ModelSession:
         """Per-layer names of parameters that do not come from the base."""
         return frozenset(name for key in self.loading.fresh for name in stack.names(key)).union(self.numbers)
 
+    @property
+    def masters(self) -> frozenset[str]:
+        """Per-layer names of parameters kept in float32, because some phase trains them."""
+        return self.earlier.union(*self.trained)
+
     def touched(self, phase: int) -> frozenset[str]:
         """Per-layer names that may differ from the base once `phase` runs."""
         return self.fresh.union(self.earlier, *self.trained[: phase + 1])
@@ -139,8 +146,7 @@ class ModelSession:
 
     def load_base(self) -> tuple[Flat, Flat]:
         """(parameters, variables) from the base: float32 where some phase trains them and in adapters, compute precision elsewhere."""
-        compute = jnp.dtype(self.subject.experiment.model.dtype)
-        masters = self.earlier.union(*self.trained)
+        compute, masters = jnp.dtype(self.subject.experiment.model.dtype), self.masters
 
         def dtype_of(key: str) -> Any:
             if key in self.blueprint.others or key.rpartition(".")[2] in PARTS or not masters.isdisjoint(stack.names(key)):

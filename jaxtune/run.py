@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from jaxtune.adjust import Requests
 from jaxtune.checkpoint.store import Store
 from jaxtune.config.write import to_yaml
 from jaxtune.core.errors import ConfigError, DivergedError, Interrupted, JaxtuneError, NoCheckpointError, Preempted
+from jaxtune.core.heap import Heap
 from jaxtune.data.facts import FILE as FACTS
 from jaxtune.data.facts import recorded
 from jaxtune.evaluation.advice import write_advice
@@ -34,11 +36,12 @@ from jaxtune.run_folder import RunFolder, runs_folder
 from jaxtune.session import Session
 from jaxtune.tasks.labelled import HF_PROBLEM
 from jaxtune.training.compile import device_memory
-from jaxtune.training.loop import Goal, Progress, Schedule, train_phase
+from jaxtune.training.loop import Goal, Progress, Schedule, Stepped, train_phase
 from jaxtune.training.signals import Signals
 from jaxtune.training.stage import Stage
 from jaxtune.training.watchdog import Watchdog
 
+_LOG = logging.getLogger(__name__)
 Watch = Callable[[Any], None]  # is given every event as it happens: a panel, a notebook
 
 
@@ -211,6 +214,8 @@ def train_one(
     with watchdog.section("compile"):
         compiled = session.compile(stage, progress.phase)
         recorder.compiled(compiled)
+    heap = Heap()
+    heap.after_other_work()
 
     sliced = slices_wanted(session)
 
@@ -254,6 +259,7 @@ def train_one(
             stage.state = state
             store.poll()
             recorder.event(event)
+            heap.after_step() if isinstance(event, Stepped) else heap.after_other_work()
 
 
 def take_up(session: Session, progress: Progress, recorder: Recorder) -> bool:
@@ -305,6 +311,7 @@ def conclude(session: Session, folder: RunFolder, store: Store, progress: Progre
         found = session.evaluate(split, blueprint, params, variables, keep=prepared.experiment.evaluation.predictions)
         told = answer_sample(session, split, blueprint, params, variables)
         numbers[split] = {**found.metrics, **({} if told is None else told.metrics)}
+        Heap().after_other_work()
         recorder.result(split, step, numbers[split])
         if found.predictions is not None and hosts.is_primary():
             path = folder.path / "predictions" / f"{split}.parquet"
@@ -321,8 +328,11 @@ def look_back(session: Session, folder: RunFolder) -> None:
     """What the finished run tells about its data and its settings, and the report; nothing here changes the result."""
     if hosts.is_primary():
         folder.write_json("checks.json", check_data(session, folder.path))
-        write_advice(folder.path)
-        write_report(folder.path, session.prepared.scanned.records)
+        try:
+            write_advice(folder.path)
+            write_report(folder.path, session.prepared.scanned.records)
+        except Exception as error:
+            _LOG.warning("no report (%s: %s); the result stands, `jaxtune report` tries again", type(error).__name__, error)
 
 
 def export_run(
@@ -350,11 +360,21 @@ def export_run(
     adapted = values
     if model.adapter is not None or model.quantize != "none":
         found = merged(session, values, phase)
-        hosts.say(f"merged {len(found.changed)} arrays in float32; a layer's outputs differ by at most {found.difference:.1g} of its greatest")
+        hosts.say(
+            f"merged {len(found.changed)} arrays in float32; a layer's outputs differ by at most {found.difference:.1g} of its greatest"
+        )
         values, trained = found.values, frozenset(name for name in trained if not kernel_beside(name)) | found.changed
     if subject.processor.image is not None:
         files["preprocessor_config.json"] = json.dumps(dict(subject.processor.image.config), indent=2) + "\n"
-    export(target, subject.base, values, trained=trained, labels=subject.names, problem=None if subject.problem is None else HF_PROBLEM[subject.problem], files=files)
+    export(
+        target,
+        subject.base,
+        values,
+        trained=trained,
+        labels=subject.names,
+        problem=None if subject.problem is None else HF_PROBLEM[subject.problem],
+        files=files,
+    )
     if wanted == "both":
         write_adapter(session, target / "adapter", adapted, phase, {})
     return target

@@ -39,8 +39,6 @@ from jaxtune.training.stage import Depth, Programs, Stage, build_stage
 from jaxtune.training.state import TrainState, abstract, from_arrays, overlay, to_arrays
 from jaxtune.training.stopping.base import StopRule
 
-MOST_SECONDS = 1800.0  # of a pass of the base model that only looks at the data
-
 
 @dataclass
 class Session(ModelSession):
@@ -142,6 +140,7 @@ class Session(ModelSession):
         return (
             model.base, model.dtype, model.stack(), model.rates(prepared.base.family) is None, model.quantize,
             None if model.adapter is None else model.adapter.structure(), repr(prepared.task), prepared.names,
+            None if model.dtype == "float32" else self.masters,  # frozen parameters are float32 where another phase trains them
             experiment.data.augment, experiment.mesh, phase.train, phase.accumulation, phase.average is None, repr(phase.optimizer.structure()),
         )  # fmt: skip
 
@@ -188,18 +187,11 @@ class Session(ModelSession):
             return self.evaluator(blueprint)(params, variables, feed, keep=keep)
 
     def base_features(self, split: str) -> FeatureTable:
-        """What the base model, before any training here, makes of the examples of a split.
-
-        Raises:
-            TooLong: the pass would take longer than MOST_SECONDS.
-        """
+        """What the base model, before any training here, makes of the examples of a split."""
         plan = self.prepared.plan(split, divisor=self.placement.batch_ways, training=False)
         params, variables = self.load_base()
         with self.feed(split, plan, stop=plan.steps()) as feed:
-            return pooled_features(
-                self.blueprint, self.prepared.task, self.placement, params, variables, feed,
-                most_seconds=MOST_SECONDS, rows=len(self.prepared.splits[split]),
-            )  # fmt: skip
+            return pooled_features(self.blueprint, self.prepared.task, self.placement, params, variables, feed)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ from killing import after_step, differences, strike
 from tiny_run import Trained
 
 from jaxtune.adjust import Change, Requests, adjusted, in_force
-from jaxtune.adjust import differences as changed
 from jaxtune.core.errors import ConfigError
+from jaxtune.core.nested import differences as changed
 from jaxtune.experiment import Experiment, load_experiment
 from jaxtune.session import remembered
 from jaxtune.training.state import overlay
@@ -33,7 +33,7 @@ def experiment(trained: Trained) -> Experiment:
 
 def test_what_changes_is_told(experiment: Experiment):
     after = adjusted(experiment, ["phases.1.optimizer.schedule.peak=1e-4", "phases.1.stopping.0.patience=9", "data.batch_size=8"], 0)
-    assert changed(experiment, after) == {
+    assert changed(experiment.model_dump(mode="json"), after.model_dump(mode="json")) == {
         "data.batch_size": (16, 8),
         "phases.1.optimizer.schedule.peak": (3e-3, 1e-4),
         "phases.1.stopping.0.patience": (4, 9),

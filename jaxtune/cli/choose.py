@@ -31,7 +31,7 @@ def run(
     if from_catalogue:
         known = catalogue.of(loaded.task.domain)
         candidates += [Candidate(model.id) for model in known]
-        output.say(f"{len(known)} models for {loaded.task.domain}s in the catalogue, checked on {catalogue.checked}")
+        output.say(f"{len(known)} models for {loaded.task.domain}s in the catalogue of {catalogue.revised}")
     filters = Filters(tuple(licence), None if max_parameters is None else parse_count(max_parameters), min_tokens)
     chosen = choose(loaded, candidates, filters=filters, runs_dir=runs_dir, tell=output.say)
     for table in tables(chosen, catalogue):

@@ -70,14 +70,15 @@ def show(output: Output, found: LrTest) -> None:
 
 
 def show_race(output: Output, race: Race) -> None:
-    """One row a rate, with the interval over seeds."""
+    """One row a rate; the last column judges the differences to the lowest, seed by seed."""
     rows = []
     for racer in race.racers:
         mean = f"{racer.mean:.4g}" if racer.mean < float("inf") else "broke"
-        interval = "" if racer.low is None or racer.high is None else f"{racer.low:.3g} to {racer.high:.3g}"
+        alive = [loss for loss in racer.losses if loss < float("inf")]
+        seeds = f"{min(alive):.3g} to {max(alive):.3g}" if len(alive) > 1 else ""
         rank = "lowest" if racer.rate == race.best else "clearly higher" if racer.clearly else "within noise of the lowest"
-        rows.append((f"{racer.rate:.1e}", mean, interval, rank))
-    head = ("rate", "validation loss", "95 % interval", f"after {race.steps} steps, {race.examples} examples")
+        rows.append((f"{racer.rate:.1e}", mean, seeds, rank))
+    head = ("rate", "validation loss", "over seeds", f"after {race.steps} steps, {race.examples} examples")
     output.table(rows, head=head)
 
 

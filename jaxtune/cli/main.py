@@ -14,7 +14,7 @@ from jaxtune.cli import run_commands as run_commands
 from jaxtune.cli import tuning_commands as tuning_commands
 from jaxtune.cli.calling import app, command_names, nobody_reads
 from jaxtune.cli.output import error_object, print_error, write_json
-from jaxtune.cli.process import use_huge_pages
+from jaxtune.cli.process import start_again
 from jaxtune.core.errors import JaxtuneError
 
 
@@ -35,7 +35,7 @@ def _options(
 
 def entry() -> int:
     """The installed command."""
-    use_huge_pages()
+    start_again()
     return main()
 
 

@@ -1,25 +1,38 @@
-"""The process that a command runs in: large blocks of memory in huge pages.
+"""The process that a command runs in: how its C library hands out memory.
 
-XLA allocates a step's temporaries anew every time. In pages of 4 KiB a step of MiniLM at 32 x 128 in bfloat16 takes 165,000 page faults and
-0.84 s on 2 cores, in pages of 2 MiB 360 faults and 0.73 s (benchmarks/step_operations.py). The C library reads that wish when a process
-starts and at no other time, so the command starts itself again, in the same process, before anything is imported.
+XLA allocates a step's temporaries anew every time, gigabytes of them, and by default each step gets fresh pages from the kernel. In pages of
+4 KiB a step of MiniLM at 32 x 128 in bfloat16 takes 165,000 page faults (benchmarks/step_operations.py), and on a virtual machine even
+huge ones are dear: at 32 x 256 every second or third step took 3.6 s instead of 1.8 s (benchmarks/step_memory.py). So large blocks come from
+one heap in pages of 2 MiB that is kept between steps (1.65 s each); `core/heap.py` gives back what is no longer needed.
+
+The C library reads such wishes when a process starts and at no other time, so the command starts itself again, in the same process,
+before anything is imported. Where an accelerator is, temporaries live there, and threads are better served by arenas of their own.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 
-VARIABLE, WISH = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+from jaxtune.core.heap import KEEPS
+
+VARIABLE = "GLIBC_TUNABLES"
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 COMPUTING = ("train", "resume", "evaluate", "predict", "choose", "lr-test", "search", "branch")
+ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
 
-def wants_huge_pages(words: list[str], environment: dict[str, str], platform: str) -> bool:
-    """Whether the command should be started again; what the user chose for the C library stands."""
-    return platform == "linux" and VARIABLE not in environment and bool(words) and words[0] in COMPUTING
+def wish(words: list[str], environment: dict[str, str], platform: str, accelerated: bool) -> str | None:
+    """What a command wants of the C library; None where it runs as it is. What the user chose stands."""
+    if platform != "linux" or VARIABLE in environment or not words or words[0] not in COMPUTING:
+        return None
+    return HUGE_PAGES if accelerated and environment.get("JAX_PLATFORMS") != "cpu" else f"{HUGE_PAGES}:{KEEPS}"
 
 
-def use_huge_pages() -> None:
+def start_again() -> None:
     """Replaces the process by itself with the wish in its environment; returns where there is nothing to do."""
-    if wants_huge_pages(sys.argv[1:], dict(os.environ), sys.platform):
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {VARIABLE: WISH})
+    accelerated = any(glob.glob(pattern) for pattern in ACCELERATORS)
+    wanted = wish(sys.argv[1:], dict(os.environ), sys.platform, accelerated)
+    if wanted is not None:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {VARIABLE: wanted})

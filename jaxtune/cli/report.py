@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.cli.output import Output
-from jaxtune.core.errors import ConfigError, JaxtuneError
+from jaxtune.core.errors import ConfigError, DiskError, JaxtuneError
 from jaxtune.data.sources.base import Records
 from jaxtune.evaluation.record import data_of
 from jaxtune.evaluation.report import write_report
@@ -21,7 +21,10 @@ def run(output: Output, run_folder: Path) -> dict[str, Any]:
         status = folder.state().get("status", "unknown")
         raise ConfigError(f"{run_folder}: the run has no result yet (it is {status}); its report is written when it has ended")
     records, why_not = records_of(folder.path)
-    page = write_report(folder.path, records)
+    try:
+        page = write_report(folder.path, records)
+    except OSError as error:
+        raise DiskError(f"{run_folder}: the report could not be written there ({error.strerror})") from error
     output.say(f"{page}" + (f" (without texts and images: {why_not})" if why_not else ""))
     return {"run": str(run_folder), "report": str(page), "with_records": records is not None, "why_not": why_not or None}
 

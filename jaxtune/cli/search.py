@@ -16,7 +16,9 @@ from jaxtune.search.study import FinalistEnded, Narrowed, TrialBegan, TrialEnded
 
 def run(output: Output, file: Path, overrides: list[str], runs_dir: str, name: str | None, worker: bool) -> dict[str, Any]:
     result = search(file, overrides, runs_dir=runs_dir, name=name, worker=worker, watch=Lines(output))
-    if not worker:
+    if worker:
+        output.say("nothing is left to begin; the process without --worker writes the winner")
+    else:
         show(output, result)
     return {"search": str(result.folder), **result.numbers}
 
@@ -25,11 +27,15 @@ class Lines:
     """A line for each trial that ends."""
 
     def __init__(self, output: Output):
-        self.output = output
+        self.output, self.began = output, False
 
     def __call__(self, event: Any) -> None:
-        if isinstance(event, TrialBegan) and event.again:
-            self.output.say(f"trial {event.number} goes on")
+        if isinstance(event, TrialBegan):
+            if event.again:
+                self.output.say(f"trial {event.number} goes on")
+            elif not self.began:
+                self.output.say("the first trial compiles; those after it that differ in numbers alone do not")
+            self.began = True
         elif isinstance(event, TrialEnded):
             self.output.say(line(event))
         elif isinstance(event, Narrowed):
@@ -61,7 +67,7 @@ def show(output: Output, result: SearchResult) -> None:
     output.say()
     ended = ", ".join(f"{counts[state]} {state}" for state in ("complete", "stopped", "failed") if counts[state])
     output.say(
-        f"{sum(counts[state] for state in ('complete', 'stopped', 'failed'))} trials ({ended}), {numbers['steps']:,} steps, {compilations(numbers)}"
+        f"{sum(counts[state] for state in ('complete', 'stopped', 'failed'))} trials ({ended}), {numbers['steps']:,} steps, {wording.plural(numbers['compilations'], 'compilation')} of the step"
     )
     if winner is not None:
         output.say(f"best: trial {winner['trial']}, {numbers['metric']} {winner['value']:.4f} on validation{spread(winner)}")
@@ -73,11 +79,6 @@ def show(output: Output, result: SearchResult) -> None:
 
 def spread(winner: dict[str, Any]) -> str:
     repeats = winner.get("repeats")
-    if not repeats or not repeats["values"]:
+    if repeats is None:
         return ""
     return f"; with {len(repeats['values'])} other seeds {repeats['mean']:.4f} ({repeats['least']:.4f} to {repeats['greatest']:.4f})"
-
-
-def compilations(numbers: Any) -> str:
-    count = numbers["compilations"]
-    return f"{count} compilation{'' if count == 1 else 's'} of the step"

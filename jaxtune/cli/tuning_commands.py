@@ -56,7 +56,12 @@ def lr_test(
     high: Annotated[float, typer.Option(help="Rate of the last step.")] = 1e-1,
     steps: Annotated[int, typer.Option(min=10, help="Steps from the lowest rate to the highest.")] = 60,
     seeds: Annotated[int, typer.Option(min=1, help="How often the test is repeated.")] = 3,
-    race: Annotated[int, typer.Option(min=0, max=5, help="So many rates around the suggestion are also trained for a while; 0: none.")] = 4,
+    race: Annotated[
+        int,
+        typer.Option(
+            min=0, max=5, help="So many rates around the suggestion are also trained for a while (more beyond an end that wins); 0: none."
+        ),
+    ] = 4,
     batch_sizes: Annotated[
         bool, typer.Option("--batch-sizes", help="Also look for the largest batch that fits and the useful one.")
     ] = False,

@@ -30,6 +30,7 @@ STYLE = """
 .chart .rate { stroke: var(--muted); stroke-width: 1.5; }
 .chart tspan.train { fill: var(--train); stroke: none; font-weight: 600; }
 .chart tspan.validation { fill: var(--accent); stroke: none; font-weight: 600; }
+.chart tspan.raw, .chart tspan.rate { fill: var(--muted); stroke: none; opacity: 1; }
 .chart .dot { fill: var(--accent); stroke: var(--paper); stroke-width: 1; }
 .chart .point { fill: var(--accent); opacity: .45; }
 .chart .bar { fill: var(--accent); opacity: .28; }

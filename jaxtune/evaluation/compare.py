@@ -7,7 +7,7 @@ the two numbers suggest, and comparing those would call real gains noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,15 @@ from typing import Any
 import numpy as np
 
 from jaxtune.core.errors import ConfigError
+from jaxtune.core.nested import differences
 from jaxtune.evaluation.bootstrap import Interval, affordable, compute, draw
 from jaxtune.evaluation.outcomes import Outcomes
 from jaxtune.evaluation.record import RunRecord, data_of, number
+from jaxtune.metrics.base import better
 
 COSTS = {
     "seconds": "seconds of training", "compile_seconds": "seconds of compiling", "peak_memory_bytes": "peak memory",
     "examples_per_second": "examples per second", "steps": "steps",
-}  # fmt: skip
-HIGHER_IS_BETTER = {
-    "accuracy": True, "label_accuracy": True, "f1": True, "f1_micro": True, "f1_weighted": True, "matthews": True, "auc": True,
-    "expected_calibration_error": False, "loss": False, "mean_squared_error": False, "mean_absolute_error": False, "pearson": True, "r2": True,
 }  # fmt: skip
 ALWAYS = {
     "single_label": ("accuracy", "f1", "matthews", "loss", "expected_calibration_error"),
@@ -91,7 +89,7 @@ class Comparison:
         return next((d for d in self.numbers if d.name == self.first.best_metric), self.numbers[0])
 
 
-def compare(first: Path, second: Path, *, split: str | None = None) -> Comparison:
+def compare(first: Path, second: Path) -> Comparison:
     """Compares two run folders on the test split (validation where one has no test).
 
     Raises:
@@ -101,20 +99,19 @@ def compare(first: Path, second: Path, *, split: str | None = None) -> Compariso
     a, b = records
     if a.problem != b.problem:
         raise ConfigError(f"{first} is {a.problem} and {second} is {b.problem}; only runs of the same kind of problem can be compared")
-    where = split or next((s for s in ("test", "validation") if s in a.outcomes and s in b.outcomes), None)
-    if where is None or where not in a.outcomes or where not in b.outcomes:
-        lacking = (
-            [str(r.folder) for r in records if where not in r.outcomes] if where else [str(r.folder) for r in records if not r.outcomes]
-        )
+    where = next((s for s in ("test", "validation") if s in a.outcomes and s in b.outcomes), None)
+    if where is None:
+        lacking = [record for record in records if not record.outcomes] or records
         raise ConfigError(
-            f"{' and '.join(lacking) or first}: no predictions of a split that both runs have; evaluation.predictions: true keeps them"
+            f"{' and '.join(str(record.folder) for record in lacking)}: no predictions of a split that both runs have; "
+            "evaluation.predictions: true keeps them"
         )
     pair, left_out = matched(a, b, where)
     fixed, broken = _changed(pair)
     return Comparison(
-        a, b, where, pair, left_out, differences(*pair, bins=a.calibration_bins, also=a.best_metric), class_differences(*pair), fixed, broken,
+        a, b, where, pair, left_out, metric_differences(*pair, bins=a.calibration_bins, also=a.best_metric), class_differences(*pair), fixed, broken,
         None if a.problem == "regression" else mcnemar(len(fixed), len(broken)),
-        tuple(differing(a.experiment, b.experiment)), tuple(_costs(a, b)),
+        tuple(differing(a, b)), tuple(_costs(a, b)),
     )  # fmt: skip
 
 
@@ -129,7 +126,7 @@ def matched(a: RunRecord, b: RunRecord, split: str) -> tuple[tuple[Outcomes, Out
     """
     one, other = with_shared_classes(a.outcomes[split], b.outcomes[split])
     prints = data_of(a.folder), data_of(b.folder)
-    if prints[0] == prints[1]:
+    if prints[0] == prints[1] and prints[0] is not None:
         here, there = _numbered(one.rows.tolist()), _numbered(other.rows.tolist())
     elif one.keys is not None and other.keys is not None:
         here, there = _numbered(one.keys.tolist()), _numbered(other.keys.tolist())
@@ -203,13 +200,14 @@ def _short(fingerprint: str | None) -> str:
 # -- numbers ----------------------------------------------------------------------------------------------------------------
 
 
-def differences(first: Outcomes, second: Outcomes, *, bins: int = 15, also: str = "", seed: int = 0) -> tuple[Difference, ...]:
-    """The usual numbers of the problem (and `also`, where predictions give it), with percentile bootstrap intervals of their differences over the same draws of examples."""
-    names = tuple(dict.fromkeys((*((also,) if also in HIGHER_IS_BETTER else ()), *ALWAYS[first.problem])))
+def metric_differences(first: Outcomes, second: Outcomes, *, bins: int = 15, also: str = "", seed: int = 0) -> tuple[Difference, ...]:
+    """The usual numbers of the problem (and `also`, where predictions give it), with percentile bootstrap intervals of their differences,
+    both runs over the same draws of examples."""
+    names = tuple(dict.fromkeys((*((also,) if better(also) else ()), *ALWAYS[first.problem])))
     once = [compute(outcomes, np.ones((1, len(outcomes))), names, bins) for outcomes in (first, second)]
     spread = _spread(first, second, names, bins, seed)
     return tuple(
-        Difference(name, float(once[0][name][0]), float(once[1][name][0]), spread.get(name), HIGHER_IS_BETTER[name])  # type: ignore[arg-type]
+        Difference(name, float(once[0][name][0]), float(once[1][name][0]), spread.get(name), better(name) == "max")  # type: ignore[arg-type]
         for name in names
         if name in once[0]
     )
@@ -270,20 +268,11 @@ def mcnemar(fixed: int, broken: int) -> float:
 # -- settings and costs -----------------------------------------------------------------------------------------------------
 
 
-def differing(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
-    """(dotted key, first, second) of settings that differ; None where one run does not have it. The name is no setting."""
-    one, other = flat(first), flat(second)
-    keys = dict.fromkeys((*one, *other))
-    return [(key, one.get(key), other.get(key)) for key in keys if key != "name" and one.get(key) != other.get(key)]
-
-
-def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Leaves by dotted key; lists by number."""
-    if isinstance(value, Mapping) and value:
-        return {k: v for name, part in value.items() for k, v in flat(part, f"{key}.{name}".removeprefix(".")).items()}
-    if isinstance(value, list | tuple) and any(isinstance(part, Mapping | list) for part in value):
-        return {k: v for i, part in enumerate(value) for k, v in flat(part, f"{key}.{i}").items()}
-    return {key: value}
+def differing(first: RunRecord, second: RunRecord) -> list[tuple[str, Any, Any]]:
+    """(dotted key, first, second) of settings that differ, and what was changed while they ran. The name is no setting."""
+    found = [(key, a, b) for key, (a, b) in differences(first.experiment, second.experiment).items() if key != "name"]
+    changed = [", ".join(f"step {step}: {words}" for step, words in record.adjustments) or "nothing" for record in (first, second)]
+    return [*found, ("changed while it ran", changed[0], changed[1])] if changed[0] != changed[1] else found
 
 
 def _costs(a: RunRecord, b: RunRecord) -> list[tuple[str, float | None, float | None]]:

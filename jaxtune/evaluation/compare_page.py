@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def setting(value: Any) -> str:
     """A value of a setting, as YAML would have it."""
     if value is None:
         return "not set"
-    return printable("true" if value is True else "false" if value is False else f"{value:g}" if isinstance(value, float) else value, 160)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 160)
 
 
 def costs(found: Comparison) -> list[tuple[str, str, str]]:

@@ -102,7 +102,8 @@ class Evaluator:
         return gather(kept)
 
     def program(self, states: Any, params: Flat, variables: Flat, batch: Mapping[str, jax.Array]) -> Any:
-        key = tuple(sorted((name, x.shape, str(x.dtype)) for name, x in batch.items()))
+        precision = frozenset((name, x.dtype) for name, x in params.items())  # of a frozen one it depends on what other phases train
+        key = (precision, *sorted((name, x.shape, str(x.dtype)) for name, x in batch.items()))
         if key not in self.compiled:
             outputs = (self.placement.replicated, self.placement.rows())
             with self.placement.active():

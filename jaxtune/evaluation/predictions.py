@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,15 @@ def write_predictions(
     columns["loss"] = predictions.loss
     columns |= {name: [values[i] for i in predictions.ids] for name, values in (more or {}).items()}
     write_table(path, columns)
+
+
+def read_rows(path: Path) -> list[Mapping[str, Any]]:
+    """The rows of such a file, in order; none where it is not there."""
+    if not path.is_file():
+        return []
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path).read().to_pylist()
 
 
 def write_table(path: Path, columns: Mapping[str, object]) -> None:

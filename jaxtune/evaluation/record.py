@@ -96,13 +96,13 @@ class RunRecord:
             folder=folder,
             resolved_text=text,
             experiment=experiment,
-            result=json.loads(path.read_text(encoding="utf-8")) if (path := folder / "result.json").is_file() else {},
+            result=json_file(folder / "result.json"),
             rows=list(Rows(folder / "metrics.jsonl").read()),
             events=list(Rows(folder / "events.jsonl").read()),
             starts=read_starts(folder),
             outcomes={s: read_outcomes(path, problem) for s in SPLITS if (path := folder / "predictions" / f"{s}.parquet").is_file()},
             evaluations=list(Rows(folder / "evaluations.jsonl").read()),
-            checks=_json(folder / "checks.json"),
+            checks=json_file(folder / "checks.json"),
         )
 
     # -- settings -------------------------------------------------------------------------------------------------------
@@ -173,6 +173,12 @@ class RunRecord:
             for event, end in zip(found, ends, strict=True)
         )
 
+    @cached_property
+    def adjustments(self) -> tuple[tuple[int, str], ...]:
+        """(step, what was changed) while the run trained; what a resumed run took up again is told once."""
+        taken = ((event["step"], " ".join(event["changes"])) for event in self.events if event["event"] == "adjusted")
+        return tuple(dict.fromkeys(taken))
+
     # -- time -----------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -218,16 +224,18 @@ def data_of(folder: Path) -> str | None:
     return starts[-1].get("data") if starts else None
 
 
-def _json(path: Path) -> Row:
+def json_file(path: Path) -> Row:
+    """A JSON object; empty where there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_starts(folder: Path) -> list[Row]:
     """What environment.json says of every start of the run."""
-    return list(_json(folder / "environment.json").get("starts", []))
+    return list(json_file(folder / "environment.json").get("starts", []))
 
 
 def _moment(text: str) -> float:

@@ -23,9 +23,11 @@ class Evaluation(Component):
     label_check: bool = Field(
         default=True,
         description="when the run ends, look for wrong labels among the training rows: one pass of the base model over them and a linear "
-        "probe, about a third of an epoch's time; left out above 20,000 rows",
+        "probe, at most about a third of an epoch's time; left out above 20,000 rows, in runs of less than an epoch, where an epoch takes more than 50 "
+        "minutes, and for new models",
     )
     near_duplicates: bool = Field(
         default=True,
-        description="when the run ends, look for near copies of validation and test examples in other splits: seconds; left out above 20,000 rows",
+        description="when the run ends, look for near copies of validation and test examples in other splits: seconds for texts, for images the "
+        "time to read them once; left out above 20,000 rows",
     )

@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune.evaluation.predictions import read_rows
+
 FILE = "suspects.parquet"
+CLEAR, NEARLY_ALL = 0.85, 0.8  # of the labels the probe agrees with; of the others that are suspects
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ def find_suspects(probabilities: np.ndarray, labels: np.ndarray) -> Suspects:
     return Suspects(places, labels[places], suggested, given[places], margins, off / max(n, 1))
 
 
+def are_clear(suspects: int, rows: int, agreed: float) -> bool:
+    """Whether classes are clear enough for suspects to be wrong labels: the probe agrees with most labels, or suspects nearly all others.
+    Where classes overlap it does neither, and most of what it suspects is right."""
+    return agreed >= CLEAR or suspects >= NEARLY_ALL * (1 - agreed) * rows
+
+
 def confident_joint(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """i64[C, C]: rows labelled i that are confidently of class j; rows that are confident of nothing count nowhere."""
     classes = probabilities.shape[1]
@@ -105,9 +114,4 @@ def suspects_table(found: Suspects, rows: np.ndarray, names: Sequence[str]) -> d
 
 def read_suspects(folder: Path) -> list[Mapping[str, Any]]:
     """The rows of a run's suspects.parquet; none where it was not written."""
-    path = folder / "predictions" / FILE
-    if not path.is_file():
-        return []
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(path).read().to_pylist()
+    return read_rows(folder / "predictions" / FILE)

@@ -38,7 +38,7 @@ def value(number: float) -> str:
     size = abs(number)
     if size >= 100:
         return f"{number:,.1f}" if size < 1e6 else f"{number:.3g}"
-    return f"{number:.3f}" if size >= 0.01 or size == 0 else f"{number:.2g}"
+    return f"{number:.3f}" if size >= 0.00995 or size == 0 else f"{number:.2g}"
 
 
 def signed(number: float) -> str:

@@ -15,15 +15,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxtune.core.errors import ConfigError
+from jaxtune.core.errors import ConfigError, DiskError
 from jaxtune.core.files import plain
 from jaxtune.core.redact import redact
 from jaxtune.search.rungs import Past
-from jaxtune.search.trial import Outcome
 
 JOURNAL = "journal.log"
 SEEN_SECONDS = 60.0  # how often a worker says that its trial lives
 LOST_SECONDS = 3600.0  # a trial of another worker that has not been heard of for so long (the longest compilation) is given up
+SURPLUS = "surplus"
+NARROWED = "narrowed:"  # before the number of a round, among the facts about the study
+
+
+Ended = Literal["complete", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        value: the best validation number, or None where there is none.
+        metrics: everything measured at that best evaluation.
+        steps: optimizer steps taken, those before a restart included.
+        reason: why it was stopped or failed.
+    """
+
+    ended: Ended
+    value: float | None
+    best_step: int | None
+    metrics: Mapping[str, Any]
+    steps: int
+    seconds: float
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,19 +72,22 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """A row of trials.jsonl."""
-        shown = {name: value for name, value in self.facts.items() if name != "curve"}
+        curve = [list(point) for point in sorted(self.curve.items())]
         return {
             "trial": self.number,
             "state": self.state,
             "value": self.value,
             "settings": dict(self.settings),
-            **shown,
-            "curve": [list(point) for point in sorted(self.curve.items())],
+            **self.facts,
+            "curve": curve,
         }
 
 
 class Ledger:
-    """One study of Optuna."""
+    """One study of Optuna.
+
+    Every method raises DiskError where the storage cannot be read or written; a trial under way then stays under way.
+    """
 
     def __init__(self, study: Any, worker: str, alone: bool):
         self.study, self.worker, self.alone = study, worker, alone
@@ -78,21 +105,18 @@ class Ledger:
         if storage is None:
             place = journal(folder / JOURNAL)
         else:
-            try:
-                place = optuna.storages.RDBStorage(storage)
-            except ImportError as error:
-                raise ConfigError(f"storage: {redact(storage)}: its driver is not installed ({error}); pip install it") from error
-            except Exception as error:
-                raise ConfigError(f"storage: {redact(storage)} cannot be opened ({redact(str(error).splitlines()[0])})") from error
+            place = database(storage)
         direction = "maximize" if higher_is_better else "minimize"
-        study = optuna.create_study(storage=place, study_name=name, direction=direction, load_if_exists=True)
+        with answering():
+            study = optuna.create_study(storage=place, study_name=name, direction=direction, load_if_exists=True)
         return cls(study, worker, storage is None)
 
     # -- trials ---------------------------------------------------------------------------------------------------------
 
     def ask(self) -> Any:
         """A new Optuna trial of this worker, without settings yet."""
-        trial = self.study.ask()
+        with answering():
+            trial = self.study.ask()
         self.mark(trial)
         return trial
 
@@ -100,14 +124,21 @@ class Ledger:
         """The Optuna trial of a number, to go on with it; settings that it has been given stay."""
         from optuna.trial import Trial
 
-        frozen = next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)
-        return Trial(self.study, frozen._trial_id)
+        return Trial(self.study, self.frozen(number)._trial_id)
+
+    def trials(self) -> list[Any]:
+        """Optuna's own records, those beyond the budget included."""
+        with answering():
+            return self.study.get_trials(deepcopy=False)
+
+    def frozen(self, number: int) -> Any:
+        return next(trial for trial in self.trials() if trial.number == number)
 
     def mark(self, trial: Any) -> None:
         """Says to other workers whose trial it is, and that it lives."""
         self.marked = time.monotonic()
         if not self.alone:
-            with unless_given_up():
+            with answering(), unless_given_up():
                 trial.set_user_attr("worker", self.worker)
                 trial.set_user_attr("seen", time.time())
 
@@ -118,7 +149,7 @@ class Ledger:
 
     def records(self) -> list[Record]:
         """All trials, by number."""
-        return [record(trial) for trial in self.study.get_trials(deepcopy=False) if not trial.user_attrs.get("surplus")]
+        return [record(trial) for trial in self.trials() if not trial.user_attrs.get(SURPLUS)]
 
     def unfinished(self) -> list[int]:
         """Trials that this worker began in an earlier life; alone on a journal all that run are."""
@@ -129,8 +160,8 @@ class Ledger:
         from optuna.trial import TrialState
 
         alive = []
-        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self.alone or frozen.user_attrs.get("worker") == self.worker:
+        for frozen in self.trials():
+            if frozen.state != TrialState.RUNNING or self.alone or frozen.user_attrs.get("worker") == self.worker:
                 continue
             began = frozen.datetime_start.timestamp() if frozen.datetime_start else 0.0
             if time.time() - frozen.user_attrs.get("seen", began) < LOST_SECONDS:
@@ -143,11 +174,11 @@ class Ledger:
     def report(self, trial: Any, step: int, value: float) -> None:
         """An evaluation; one that was reported before a restart is known already."""
         if math.isfinite(value) and step not in self.curve(trial):
-            with unless_given_up():
+            with answering(), unless_given_up():
                 trial.report(value, step)
 
     def curve(self, trial: Any) -> dict[int, float]:
-        return next(dict(frozen.intermediate_values) for frozen in self.study.get_trials(deepcopy=False) if frozen.number == trial.number)
+        return dict(self.frozen(trial.number).intermediate_values)
 
     def end(self, trial: Any, outcome: Outcome, facts: Mapping[str, Any]) -> None:
         """Notes how a trial ended; with this it is finished."""
@@ -160,29 +191,66 @@ class Ledger:
     def tell(self, trial: Any, ended: str, value: float | None, facts: Mapping[str, Any]) -> None:
         from optuna.trial import TrialState
 
-        with unless_given_up():
-            trial.set_user_attr("facts", json.dumps(plain(facts), ensure_ascii=False))
         state = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}[ended]
-        # a stopped trial's value is its last report, which Optuna takes by itself
-        self.study.tell(trial, value if state == TrialState.COMPLETE else None, state=state, skip_if_finished=True)
+        with answering():
+            with unless_given_up():
+                trial.set_user_attr("facts", json.dumps(plain(facts), ensure_ascii=False))
+            # a stopped trial's value is its last report, which Optuna takes by itself
+            self.study.tell(trial, value if state == TrialState.COMPLETE else None, state=state, skip_if_finished=True)
+
+    def position(self, trial: Any) -> int:
+        """Which of the trials it is, from 0."""
+        with answering():
+            return position(self.study, trial.number)
 
     def give_back(self, trial: Any) -> None:
         """A trial beyond the budget, asked for by two workers at once: it is none."""
         from optuna.trial import TrialState
 
-        trial.set_user_attr("surplus", True)
-        self.study.tell(trial, state=TrialState.FAIL)
+        with answering():
+            trial.set_user_attr(SURPLUS, True)
+            self.study.tell(trial, state=TrialState.FAIL)
 
     # -- facts about the study ------------------------------------------------------------------------------------------
 
     def fact(self, name: str, make: Callable[[], Any]) -> tuple[Any, bool]:
         """(a fact noted once for all workers, whether it is new)."""
-        known = self.study.user_attrs
+        known = self.facts()
         if name in known:
-            return json.loads(known[name]), False
+            return known[name], False
         value = make()
-        self.study.set_user_attr(name, json.dumps(plain(value), ensure_ascii=False))
-        return value, True
+        with answering():
+            self.study.set_user_attr(name, json.dumps(plain(value), ensure_ascii=False))
+        return self.facts()[name], True
+
+    def facts(self) -> dict[str, Any]:
+        """All facts noted so far."""
+        with answering():
+            return {name: json.loads(value) for name, value in self.study.user_attrs.items()}
+
+
+def position(study: Any, number: int) -> int:
+    """How many trials have a lower number; those beyond the budget do not count."""
+    return sum(past.number < number and not past.user_attrs.get(SURPLUS) for past in study.get_trials(deepcopy=False))
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Raises:
+    DiskError: the storage cannot be read or written.
+    """
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        yield
+    except (StorageInternalError, OSError) as error:
+        said = first_line(error.__cause__ or error)
+        raise DiskError(f"the search's storage cannot be read or written ({said}); start the search again to go on") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without secrets."""
+    return redact(next(iter(str(error).splitlines()), type(error).__name__))
 
 
 @contextmanager
@@ -203,6 +271,25 @@ def require_optuna() -> Any:
     except ImportError as error:
         raise ConfigError('a search needs Optuna, which is not installed; pip install "jaxtune[search]"') from error
     return optuna
+
+
+def database(url: str) -> Any:
+    """Optuna's storage in a database; its tables are made where they are not there.
+
+    Raises:
+        ConfigError: the driver is missing, or the database cannot be opened.
+    """
+    from optuna.storages import RDBStorage
+
+    for attempt in (1, 2):
+        try:
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # a server may close a connection during a long training
+        except ImportError as error:
+            raise ConfigError(f"storage: {redact(url)}: its driver is not installed ({error}); pip install it") from error
+        except Exception as error:
+            if attempt == 2:  # the first attempt may have met another worker who was making the same tables
+                raise ConfigError(f"storage: {redact(url)} cannot be opened ({first_line(error)})") from error
+            time.sleep(0.5)
 
 
 def journal(path: Path) -> Any:

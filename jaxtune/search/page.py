@@ -62,9 +62,7 @@ def verdict(numbers: Mapping[str, Any], metric: str) -> list[str]:
     counts, winner = numbers["trials"], numbers["winner"]
     tried = counts["complete"] + counts["stopped"] + counts["failed"]
     of = f" of {counts['wanted']}" if counts["wanted"] and tried != counts["wanted"] else ""
-    first = (
-        f"{tried}{of} settings were tried in {numbers['steps']:,} optimizer steps, with {plural(numbers['compilations'], 'compilation')}."
-    )
+    first = f"{tried}{of} settings were tried in {numbers['steps']:,} optimizer steps, with {wording.plural(numbers['compilations'], 'compilation')}."
     if winner is None:
         return [first, "None has trained to its end yet."]
     second = f"Trial {winner['trial']} is the best: {metric} {wording.value(winner['value'])} on validation."
@@ -79,7 +77,15 @@ def verdict(numbers: Mapping[str, Any], metric: str) -> list[str]:
 def tiles(numbers: Mapping[str, Any], metric: str) -> list[tuple[str, str, str]]:
     counts, winner = numbers["trials"], numbers["winner"]
     ended = [f"{counts[state]} {state}" for state in ("complete", "stopped", "failed", "running") if counts[state]]
-    found = [] if winner is None else [(metric, wording.value(winner["value"]), f"best on validation, trial {winner['trial']}")]
+    found = []
+    if winner is not None:
+        repeats = winner.get("repeats")
+        value, of = (
+            (winner["value"], "best on validation")
+            if repeats is None
+            else (repeats["mean"], f"mean of {len(repeats['values'])} other seeds")
+        )
+        found = [(metric, wording.value(value), f"{of}, trial {winner['trial']}")]
     return [
         *found,
         ("trials", str(sum(counts[state] for state in ("complete", "stopped", "failed", "running"))), ", ".join(ended)),
@@ -107,7 +113,3 @@ def said(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 80)
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -13,9 +13,9 @@ from jaxtune.evaluation import charts
 from jaxtune.evaluation.charts import LEFT, RIGHT, Scale
 from jaxtune.search.ledger import Record
 from jaxtune.search.parameters import Parameter, label
-from jaxtune.search.trial import best_of
 
 MOST_AXES = 8
+HALO = '<text style="paint-order: stroke; stroke: var(--paper); stroke-width: 3px"'  # a label stays legible over the lines
 DRAWN = 400  # trials; of very many the best and an even sample of the others
 
 
@@ -32,12 +32,12 @@ def history(records: Sequence[Record], metric: str, higher_is_better: bool, widt
     best: float | None = None
     points: list[tuple[float, float]] = []
     for record in valued:
-        if record.state == "complete":
-            best = best_of([value for value in (best, record.value) if value is not None], higher_is_better)
-            if points and best is not None:
+        if record.state == "complete" and record.value is not None:
+            better = max if higher_is_better else min
+            best = record.value if best is None else better(best, record.value)
+            if points:
                 points.append((x(record.number), points[-1][1]))
-            if best is not None:
-                points.append((x(record.number), y(min(max(best, low), high))))
+            points.append((x(record.number), y(min(max(best, low), high))))
     if points:
         points.append((x(last), points[-1][1]))
         parts.append(charts._polyline(points, "validation"))
@@ -91,7 +91,7 @@ def parallel(
         parts.append(charts._line(spot, top, spot, bottom, "grid"))
         parts.append(charts._text(max(spot - 20, 0), 12 if number % 2 == 0 else 26, names[key], style="title"))
         for at, text in axes[number][1]:
-            parts.append(charts._text(spot + 4, at + 4, text))
+            parts.append(charts._text(spot + 4, at + 4, text).replace("<text", HALO, 1))
     parts.append(charts._line(spots[-1], top, spots[-1], bottom, "zero"))
     parts.append(charts._text(width, 12 if len(keys) % 2 == 0 else 26, metric, "end", "title"))
     for tick, text in charts.labelled(low, high, 5):

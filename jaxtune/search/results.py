@@ -1,8 +1,9 @@
-"""What a search found, from the storage alone: the winner, the numbers of search.json, what mattered, the rows of trials.jsonl."""
+"""What a search found, from the storage alone: the winner and its file, the numbers of search.json, what mattered, the rows of trials.jsonl."""
 
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxtune.config.write import settings_to_yaml, to_yaml
 from jaxtune.core.files import plain, write_whole
-from jaxtune.search.ledger import Ledger, Record, ranked
+from jaxtune.experiment import load_experiment
+from jaxtune.search.ledger import NARROWED, Ledger, Record, ranked
 from jaxtune.search.settings import Search
-from jaxtune.search.space import Space
+from jaxtune.search.space import Space, overlay
 
+WINNER = "winner.yaml"
 ENOUGH_TRIALS = 10  # for a statement about what mattered
 TOP = 0.25  # the share of the trials that counts as good there
 Status = Literal["running", "interrupted", "failed", "done"]
@@ -56,6 +60,7 @@ class Found:
     winner: Record | None
     importance: Mapping[str, float]
     repeats: tuple[Mapping[str, Any], ...]
+    narrowed: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def read(cls, ledger: Ledger, repeats: Sequence[Mapping[str, Any]], higher_is_better: bool) -> Found:
@@ -65,7 +70,8 @@ class Found:
         proven = [finalist.record for finalist in finalists if finalist.values and not finalist.failed]
         complete = [found for found in order if found.state == "complete"]
         winner = next(iter(proven or complete), None)
-        return cls(tuple(records), tuple(order), tuple(finalists), winner, importance(ledger, records), tuple(repeats))
+        rounds = sorted((fact for name, fact in ledger.facts().items() if name.startswith(NARROWED)), key=lambda fact: fact["round"])
+        return cls(tuple(records), tuple(order), tuple(finalists), winner, importance(ledger, records), tuple(repeats), tuple(rounds))
 
     def total(self, fact: str) -> float:
         """Of all trials and repeats."""
@@ -77,18 +83,16 @@ class Found:
         """Optimizer steps of the trials alone."""
         return sum(found.steps for found in self.records)
 
-    def numbers(
-        self, search: Search, space: Space, wanted: int | None, status: Status, events: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
+    def numbers(self, search: Search, space: Space, wanted: int | None, status: Status) -> dict[str, Any]:
         """search.json."""
         states = Counter(found.state for found in self.records)
-        narrowed = [{name: row[name] for name in ("round", "trial", "ranges")} for row in events if row.get("event") == "narrowed"]
         repeated = {finalist.record.number: finalist for finalist in self.finalists}
         won = None
         if self.winner is not None:
-            won = {"trial": self.winner.number, "value": self.winner.value, "settings": dict(self.winner.settings), "file": "winner.yaml"}
-            if self.winner.number in repeated:
-                won["repeats"] = repeated[self.winner.number].to_json()
+            won = {"trial": self.winner.number, "value": self.winner.value, "settings": dict(self.winner.settings), "file": WINNER}
+            again = repeated.get(self.winner.number)
+            if again is not None and again.values:
+                won["repeats"] = again.to_json()
         return {
             "name": search.name,
             "status": status,
@@ -104,7 +108,7 @@ class Found:
             "winner": won,
             "finalists": [finalist.to_json() for finalist in self.finalists],
             "importance": dict(self.importance),
-            "narrowed": narrowed,
+            "narrowed": list(self.narrowed),
         }
 
 
@@ -130,7 +134,7 @@ def importance(ledger: Ledger, records: Sequence[Record]) -> dict[str, float]:
     if len(known) < ENOUGH_TRIALS:
         return {}
     study = optuna.create_study(direction=ledger.study.direction)
-    for trial in ledger.study.get_trials(deepcopy=False):
+    for trial in ledger.trials():
         if trial.number in known:
             study.add_trial(optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=trial.value))
     with warnings.catch_warnings():
@@ -145,3 +149,21 @@ def write_results(folder: Path, found: Found, numbers: Mapping[str, Any]) -> Non
     rows = "".join(json.dumps(plain(record.to_json()), ensure_ascii=False) + "\n" for record in found.records)
     write_whole(folder / "trials.jsonl", rows)
     write_whole(folder / "search.json", json.dumps(plain(numbers), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_winner(folder: Path, space: Space, name: str, settings: Mapping[str, Any], said: str) -> Path:
+    """Writes winner.yaml, which extends the experiment and gives the trial's number again; its path.
+
+    Args:
+        name: of the experiment in the file.
+        said: how good it was and where that comes from; a comment in the file.
+    """
+    wanted = {**settings, "name": name}
+    experiment = space.experiment(wanted)
+    path = folder / WINNER
+    where = os.path.relpath(space.file.resolve(), folder.resolve())
+    write_whole(path, settings_to_yaml({"extends": where, "name": name, **overlay(space, wanted)}, said))
+    if load_experiment(path) != experiment:
+        # a section that is replaced by one of the same kind cannot be said by extending; then everything is said
+        write_whole(path, to_yaml(experiment, said))
+    return path

@@ -9,6 +9,7 @@ trials/NUMBER/           what a running trial keeps; gone when it ends
 
 from __future__ import annotations
 
+import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,11 +29,10 @@ from jaxtune.parallel import hosts
 from jaxtune.run_folder import RunFolder, runs_folder
 from jaxtune.search.ledger import Ledger, require_optuna
 from jaxtune.search.page import write_page
-from jaxtune.search.results import Found, Status, write_results
+from jaxtune.search.results import WINNER, Found, Status, write_results, write_winner
 from jaxtune.search.settings import Search
 from jaxtune.search.space import Space
 from jaxtune.search.study import Study, TrialEnded, Watch, made_ready
-from jaxtune.search.winner import FILE, write_winner
 
 MARKS = ("search.yaml", "journal.log", "workers", "lock")  # of a search's folder, however early it was killed
 MOST_WORKERS = 64  # of one machine on one folder
@@ -48,7 +48,7 @@ class SearchResult:
     @property
     def winner(self) -> Path:
         """The best as an experiment file."""
-        return self.folder / FILE
+        return self.folder / WINNER
 
     @property
     def page(self) -> Path:
@@ -98,7 +98,7 @@ def search(
         raise ConfigError(f"{place} exists and is no search; give another --name")
     workbench, rungs = made_ready(wanted, space)
     with owned(place, wanted.storage is not None) as own:
-        ledger = Ledger.open(place, wanted.name, wanted.storage, space.higher_is_better, own.name)
+        ledger = Ledger.open(place, wanted.name, wanted.storage, space.higher_is_better, identity(own))
         check_same(wanted, space, ledger, place)
         write_whole(place / "search.yaml", to_yaml(shown(wanted)))
         study = Study(wanted, space, ledger, place, own, watch, workbench, rungs)
@@ -110,7 +110,7 @@ def work(study: Study, place: Path, join: bool) -> dict[str, Any]:
     if join:
         study.run(join)
         found = Found.read(study.ledger, [], study.space.higher_is_better)
-        return found.numbers(study.search, study.space, study.trials, "running", [])
+        return found.numbers(study.search, study.space, study.trials, "running")
     outside = study.watch
     status: Status = "failed"
 
@@ -134,7 +134,7 @@ def work(study: Study, place: Path, join: bool) -> dict[str, Any]:
 def conclude(study: Study, place: Path, status: Status) -> dict[str, Any]:
     """Writes everything that can be read from the storage."""
     found = Found.read(study.ledger, list(study.repeats.read()), study.space.higher_is_better)
-    numbers = found.numbers(study.search, study.space, study.trials, status, list(study.events.read()))
+    numbers = found.numbers(study.search, study.space, study.trials, status)
     if found.winner is not None:
         name = f"{study.search.name}-winner"
         write_winner(place, study.space, name, found.winner.settings, said(numbers))
@@ -199,6 +199,15 @@ def owned(place: Path, shared: bool) -> Iterator[Path]:
                 continue
             yield path
             return
+
+
+def identity(own: Path) -> str:
+    """The name of a worker in the storage: its folder's, with a word by chance, because machines may share a host name. It lasts as long as
+    the folder, so that a worker that is started again finds its trial."""
+    file = own / "worker"
+    if not file.is_file():
+        write_whole(file, f"{own.name}-{secrets.token_hex(4)}\n")
+    return file.read_text(encoding="utf-8").strip()
 
 
 def check_same(wanted: Search, space: Space, ledger: Ledger, place: Path) -> None:

@@ -1,18 +1,27 @@
-"""How settings are chosen, by kind: a grid, chance, or a model of what the trials so far showed; and how poor trials are stopped early."""
+"""How settings are chosen, by kind: a grid, chance, or a model of what the trials so far showed; and how poor trials are stopped early.
+
+Optuna's samplers are seeded anew for every trial and key from the search's seed and the trial's number. So what a trial is given depends on
+the finished trials alone, not on how many random numbers were drawn before: a search that was killed and goes on chooses what it would have
+chosen.
+"""
 
 from __future__ import annotations
 
+import zlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from jaxtune.core.component import Component, OneOf
+from jaxtune.core.errors import ConfigError
 from jaxtune.search import STRATEGIES
 from jaxtune.search.parameters import Parameter, is_active
 from jaxtune.search.rungs import Rungs
+
+MOST_ROWS = 100_000  # of a grid, which is listed before it begins
 
 
 class Strategy(Component):
@@ -23,7 +32,11 @@ class Strategy(Component):
         """An Optuna sampler (or what answers `sample_relative` and `sample_independent` like one) for one trial."""
 
     def rows(self, parameters: Mapping[str, Parameter], seed: int) -> list[dict[str, Any]] | None:
-        """Every setting that will be tried, in order, where that is known from the start."""
+        """Every setting that will be tried, in order, where that is known from the start.
+
+        Raises:
+            ConfigError: there are too many.
+        """
         del parameters, seed
         return None
 
@@ -45,6 +58,10 @@ class Grid(Strategy):
         found: list[dict[str, Any]] = [{}]
         for key, parameter in parameters.items():
             values = parameter.grid(self.points)
+            if len(found) * len(values) > MOST_ROWS:
+                raise ConfigError(
+                    f"strategy: the grid has more than {MOST_ROWS:,} settings; give fewer values or points, or choose random, tpe or hyperband"
+                )
             found = [
                 {**row, **new} for row in found for new in (({key: value} for value in values) if is_active(parameter, row) else ({},))
             ]
@@ -110,3 +127,53 @@ class Hyperband(Strategy):
     def rungs(self, steps: int, every: int | None) -> Rungs | None:
         lowest = self.min_steps or max(every or 1, round(steps / 27), 1)
         return Rungs.of(lowest, steps, self.reduction, self.brackets)
+
+
+# -- as Optuna asks ----------------------------------------------------------------------------------------------------------
+
+
+def seed_of(seed: int, number: int, key: str = "") -> int:
+    """A seed of 32 bits for one trial, or for one key of it."""
+    return int(np.random.SeedSequence([seed, number, zlib.crc32(key.encode())]).generate_state(1)[0])
+
+
+class Seeded:
+    """An Optuna sampler whose `make` is called for every trial. It answers Optuna's calls without deriving from its base class, because
+    importing Optuna takes 0.2 s and only a search needs it.
+
+    Args:
+        make: seed -> a sampler.
+        joint: trial number -> the distributions that are sampled together.
+    """
+
+    def __init__(self, make: Callable[[int], Any], seed: int, joint: Callable[[int], Mapping[str, Any]]):
+        self.make, self.seed, self.joint = make, seed, joint
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        return {name: distribution for name, distribution in self.joint(trial.number).items() if not distribution.single()}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
+        return self.make(seed_of(self.seed, trial.number)).sample_relative(study, trial, search_space) if search_space else {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        return self.make(seed_of(self.seed, trial.number, param_name)).sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Any, trial: Any) -> None:
+        pass
+
+    def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
+        pass
+
+    def reseed_rng(self) -> None:
+        pass
+
+
+class Listed(Seeded):
+    """Takes settings from a list: (study, trial number) -> which row."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], place: Callable[[Any, int], int]):
+        super().__init__(lambda seed: None, 0, lambda number: {})
+        self.listed, self.place = rows, place
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        return self.listed[self.place(study, trial.number)][param_name]

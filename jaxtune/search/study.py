@@ -8,29 +8,33 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxtune.core.errors import ConfigError, DiskError, FolderLockedError, HangError, Interrupted, JaxtuneError, Preempted
 from jaxtune.core.files import Rows
+from jaxtune.core.heap import Heap
 from jaxtune.core.printable import printable
 from jaxtune.core.redact import redact
 from jaxtune.experiment import Experiment
-from jaxtune.search.ledger import Ledger, Record, pasts, ranked
+from jaxtune.search.ledger import NARROWED, Ledger, Outcome, Record, answering, pasts, position, ranked
 from jaxtune.search.parameters import Parameter
 from jaxtune.search.rungs import Rungs
-from jaxtune.search.samplers import Listed, Seeded
 from jaxtune.search.settings import DEFAULT_TRIALS, Search
 from jaxtune.search.space import Space
-from jaxtune.search.trial import Outcome, Training
+from jaxtune.search.strategies import Listed, Seeded
+from jaxtune.search.trial import Training
 from jaxtune.search.workbench import Workbench
 from jaxtune.training.signals import Signals
 from jaxtune.training.watchdog import Watchdog
 
+_LOG = logging.getLogger(__name__)
 FATAL = (Interrupted, Preempted, HangError, DiskError, FolderLockedError)  # of the search, not of one trial
 Watch = Callable[[Any], None]
 
@@ -89,7 +93,7 @@ class Study:
     def sampler(self) -> Seeded:
         if self.rows is not None:
             stored = [{key: self.space.parameters[key].stored(value) for key, value in row.items()} for row in self.rows]
-            return Listed(stored)
+            return Listed(stored, position)
         return Seeded(self.search.strategy.make_sampler, self.search.seed, self.joint)
 
     def joint(self, number: int) -> dict[str, Any]:
@@ -111,7 +115,7 @@ class Study:
                 self.one(self.ledger.again(number), again=True)
             while self.has_budget():
                 trial = self.ledger.ask()
-                if self.trials is not None and trial.number >= self.trials:
+                if self.trials is not None and self.ledger.position(trial) >= self.trials:
                     self.ledger.give_back(trial)
                     break
                 self.one(trial)
@@ -147,8 +151,9 @@ class Study:
         """A trial from its settings to its end, however it ends."""
         self.stop_if_asked()
         number = trial.number
-        settings = self.space.suggest(trial, self.parameters(number))
-        trial.set_user_attr("settings", json.dumps(settings, ensure_ascii=False))
+        with answering():
+            settings = self.space.suggest(trial, self.parameters(number))
+            trial.set_user_attr("settings", json.dumps(settings, ensure_ascii=False))
         self.watch(TrialBegan(number, settings, again))
         self.ledger.mark(trial)
         seen = self.ledger.curve(trial)
@@ -159,7 +164,7 @@ class Study:
 
         def judge(step: int, value: float) -> str:
             self.ledger.report(trial, step, value)
-            seen[step] = value
+            seen.setdefault(step, value)  # as the storage has it: the first value counts, after a rollback too
             if self.rungs is None:
                 return ""
             curve = {at: known for at, known in seen.items() if at <= step}
@@ -194,12 +199,16 @@ class Study:
         except FATAL:
             raise
         except Exception as error:  # one impossible or diverging setting must not end the search; that all fail is told at its end
-            text = str(error) if isinstance(error, JaxtuneError) else f"{type(error).__name__}: {error}"
+            text = str(error)
+            if not isinstance(error, JaxtuneError):
+                text = f"{type(error).__name__}: {error}"
+                _LOG.warning("%s failed", folder.name, exc_info=True)
             steps = max((row.get("step", 0) for row in Rows(folder / "evaluations.jsonl").read()), default=0)
             reason = redact(printable(" ".join(text.split()), 600))
-            return Outcome("failed", None, None, {}, (), steps, time.monotonic() - began, reason)
+            return Outcome("failed", None, None, {}, steps, time.monotonic() - began, reason)
         finally:
             gc.collect()  # the closures of a training refer to each other in circles; their arrays shall go now
+            Heap().after_other_work()
 
     # -- from broad to narrow -------------------------------------------------------------------------------------------
 
@@ -210,26 +219,25 @@ class Study:
             return parameters
         for stage in range(1, number * (narrow.rounds + 1) // self.trials + 1):
             first = -(-stage * self.trials // (narrow.rounds + 1))
-            ranges, new = self.ledger.fact(f"ranges:{stage}", lambda before=parameters, first=first: self.narrowed(before, first))
-            for key, (low, high) in ranges.items():
+            found, new = self.ledger.fact(f"{NARROWED}{stage}", partial(self.narrowed, stage, first, dict(parameters), narrow.keep))
+            for key, (low, high) in found["ranges"].items():
                 parameters[key] = parameters[key].model_copy(update={"low": low, "high": high})
             if new:
-                self.events.append({"event": "narrowed", "round": stage, "trial": first, "ranges": ranges})
-                self.watch(Narrowed(stage, first, ranges))
+                self.events.append({"event": "narrowed", **found})
+                self.watch(Narrowed(**found))
         return parameters
 
-    def narrowed(self, parameters: Mapping[str, Parameter], first: int) -> dict[str, tuple[Any, Any]]:
-        """New ends of every range, around the best of the trials before `first`."""
-        assert self.search.narrow is not None
+    def narrowed(self, stage: int, first: int, parameters: Mapping[str, Parameter], keep: float) -> dict[str, Any]:
+        """What `Narrowed` tells: new ends of every range, around the best share `keep` of the trials before `first`."""
         earlier = ranked([found for found in self.ledger.records() if found.number < first], self.space.higher_is_better)
-        best = earlier[: max(2, round(self.search.narrow.keep * len(earlier)))]
+        best = earlier[: max(2, round(keep * len(earlier)))]
         ranges = {}
         for key, parameter in parameters.items():
             values = [found.settings[key] for found in best if key in found.settings]
             if values and hasattr(parameter, "low"):
                 new: Any = parameter.narrowed(values)
                 ranges[key] = (new.low, new.high)
-        return ranges
+        return {"round": stage, "trial": first, "ranges": ranges}
 
     # -- finalists ------------------------------------------------------------------------------------------------------
 

@@ -7,47 +7,24 @@ only when it runs long, and none once it has ended.
 from __future__ import annotations
 
 import math
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxtune.checkpoint.store import Store
 from jaxtune.core.component import OneOf
 from jaxtune.core.errors import ConfigError, DivergedError, JaxtuneError, NoCheckpointError
 from jaxtune.core.files import Rows
+from jaxtune.core.heap import Heap
+from jaxtune.search.ledger import Ended, Outcome
 from jaxtune.search.workbench import Workbench
 from jaxtune.session import Session
-from jaxtune.training.loop import Evaluated, Goal, Progress, Schedule, train_phase
+from jaxtune.training.loop import Evaluated, Goal, Progress, Schedule, Stepped, train_phase
 from jaxtune.training.stage import Stage
 from jaxtune.training.stopping import STOP_RULES
 from jaxtune.training.watchdog import Watchdog
-
-Ended = Literal["complete", "stopped", "failed"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a training ended.
-
-    Attributes:
-        value: the best validation number, or None where there is none.
-        metrics: everything measured at that best evaluation.
-        curve: (step, best so far) of every evaluation.
-        steps: optimizer steps taken, those before a restart included.
-        reason: why it was stopped or failed.
-    """
-
-    ended: Ended
-    value: float | None
-    best_step: int | None
-    metrics: Mapping[str, Any]
-    curve: tuple[tuple[int, float], ...]
-    steps: int
-    seconds: float
-    reason: str = ""
 
 
 @dataclass
@@ -100,7 +77,7 @@ class Training:
                     before = stage.state
                     progress.next_phase()
                     stage = self.session.start_phase(progress.phase, before.params, before.variables, before)
-            return self.outcome(progress.step)
+            return self.outcome(progress)
         finally:
             if self.store is not None:
                 self.store.__exit__(JaxtuneError, None, None)  # a save may be under way; it ends, and a failure of it is logged
@@ -141,12 +118,14 @@ class Training:
                 stage.state, stage.step, feed, stage.controls, session.placement, schedule, progress,
                 evaluate=evaluate, goal=self.goal, rules=phase.stopping, save=self.save, interrupted=self.interrupted,
             )  # fmt: skip
+            heap = Heap()
             while True:
                 with self.watchdog.section("step"):
                     event, state = next(events, (None, None))
                 if event is None or state is None:
                     return
                 stage.state = state
+                heap.after_step() if isinstance(event, Stepped) else heap.after_other_work()
                 if isinstance(event, Evaluated):
                     self.evaluations.append({"step": event.step, **event.metrics})
                     self.reason = self.judge(event.step, math.nan if progress.best is None else progress.best)
@@ -178,39 +157,15 @@ class Training:
         self.evaluations.drop_after(step)
         return stage, progress.go_on_from(found)
 
-    def outcome(self, steps: int) -> Outcome:
-        rows = list(self.evaluations.read())
-        best: float | None = None
-        chosen: dict[str, Any] = {}
-        curve = []
-        for row in rows:
-            value = number(row[self.goal.metric])
-            if self.goal.better(value, best):
-                best, chosen = value, row
-            curve.append((int(row["step"]), math.nan if best is None else best))
-        metrics = {name: value for name, value in chosen.items() if name != "step"}
+    def outcome(self, progress: Progress) -> Outcome:
+        best = next((row for row in self.evaluations.read() if row["step"] == progress.best_step), {})
+        metrics = {name: value for name, value in best.items() if name != "step"}
         ended: Ended = "stopped" if self.reason else "complete"
-        if best is None:
-            ended = "failed"
-            self.reason = f"{self.goal.metric} was never a finite number"
-        spent = time.monotonic() - self.began
-        return Outcome(ended, best, chosen.get("step"), metrics, tuple(curve), steps, spent, self.reason)
-
-    def clear(self) -> None:
-        """Deletes what the training left on the disk."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def number(value: Any) -> float:
-    """A number read back from JSON, where what is not finite is a word."""
-    return float(value.lower().replace("infinity", "inf")) if isinstance(value, str) else float(value)
+        if progress.best is None:
+            ended, self.reason = "failed", f"{self.goal.metric} was never a finite number"
+        return Outcome(ended, progress.best, progress.best_step, metrics, progress.step, time.monotonic() - self.began, self.reason)
 
 
 def may_roll_back(rule: Any) -> bool:
     """A rule of one's own may decide anything."""
     return getattr(rule, "action", "") == "rollback" or ":" in OneOf(STOP_RULES).kind(rule)
-
-
-def best_of(values: Sequence[float], higher_is_better: bool) -> float | None:
-    finite = [value for value in values if math.isfinite(value)]
-    return None if not finite else max(finite) if higher_is_better else min(finite)

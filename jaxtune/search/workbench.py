@@ -7,7 +7,7 @@ rate or another optimizer each costs exactly what differs.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,34 +21,27 @@ from jaxtune.prepare import Prepared, batch_widths, prepare
 from jaxtune.session import Session
 from jaxtune.training.stage import Programs
 
-PROGRAMS, SESSIONS, PREPARED, BASES = 8, 8, 2, 1  # how many of each are kept; the last two hold much memory
+PROGRAMS, SESSIONS, PREPARED, BASES = 16, 8, 2, 1  # how many of each are kept; the last two hold much memory
 
 
-class Kept[Key, Value](MutableMapping[Key, Value]):
-    """The most recently used items, latest last in `recent`; `lost` is told of each that goes."""
+class Kept[Key, Value](OrderedDict[Key, Value]):
+    """The most recently used items, latest last; `lost` is told of each that goes."""
 
     def __init__(self, most: int, lost: Callable[[Value], None] = lambda value: None):
+        super().__init__()
         self.most, self.lost = most, lost
-        self.recent: OrderedDict[Key, Value] = OrderedDict()
 
-    def __getitem__(self, key: Key) -> Value:
-        self.recent.move_to_end(key)
-        return self.recent[key]
+    def get(self, key: Key, default: Any = None) -> Any:
+        if key in self:
+            self.move_to_end(key)
+            return self[key]
+        return default
 
     def __setitem__(self, key: Key, value: Value) -> None:
-        self.recent[key] = value
-        self.recent.move_to_end(key)
-        while len(self.recent) > self.most:
-            self.lost(self.recent.popitem(last=False)[1])
-
-    def __delitem__(self, key: Key) -> None:
-        del self.recent[key]
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self.recent)
-
-    def __len__(self) -> int:
-        return len(self.recent)
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        while len(self) > self.most:
+            self.lost(self.popitem(last=False)[1])
 
 
 class Workbench:
@@ -65,7 +58,7 @@ class Workbench:
     @property
     def compilations(self) -> int:
         """Training steps compiled so far: one for each structure and batch shape that came up."""
-        return self.forgotten + sum(programs.step.compilations for programs in self.programs.recent.values())
+        return self.forgotten + sum(programs.step.compilations for programs in self.programs.values())
 
     def session(self, experiment: Experiment) -> Session:
         """A session of this experiment, with everything of earlier ones that fits it.
@@ -79,7 +72,9 @@ class Workbench:
         known = self.sessions.get((model, patterns))
         if known is None:
             known = self.sessions[model, patterns] = Session.open(prepared, experiment.mesh.build())
-        evaluators = self.evaluators.setdefault(model, known.evaluators)
+        evaluators = self.evaluators.get(model)
+        if evaluators is None:
+            evaluators = self.evaluators[model] = known.evaluators
         return replace(known, subject=prepared, given=experiment, programs=self.programs, evaluators=evaluators)
 
     def prepare(self, experiment: Experiment) -> Prepared:

@@ -41,9 +41,9 @@ class KnownModel(Component):
 
 
 class Catalogue(Component):
-    """The table and the date on which it was checked."""
+    """The table and its date."""
 
-    checked: str = Field(description="date of the last check by hand")
+    revised: str = Field(description="date of the last revision of the rows")
     models: tuple[KnownModel, ...] = Field(description="the rows")
 
     def of(self, domain: Domain) -> tuple[KnownModel, ...]:

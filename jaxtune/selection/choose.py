@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from jaxtune.config.write import to_yaml
@@ -87,11 +88,13 @@ def choose(
         tell: is given a line whenever a candidate is done.
 
     Raises:
-        ConfigError: no candidates, or none of them could be compared (with every reason).
+        ConfigError: no candidates, none that could be compared (with every reason), or several processes.
     """
     place, listed = runs_folder(runs_dir), check_candidates(candidates)
     comparison = Comparison(experiment, filters or Filters(), effort or Effort(), cache or cache_folder("embeddings"))
     hosts.start()
+    if jax.process_count() > 1:
+        raise ConfigError("choose works in one process; run it on a single host")
     assessed: list[Assessed] = []
     refused: list[Refused] = []
     for number, candidate in enumerate(listed, 1):

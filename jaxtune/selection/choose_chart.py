@@ -56,6 +56,7 @@ def score_against_cost(points: Sequence[Point], width: int, *, measure: str, cos
         parts.append(_text(x(math.log10(tick)), HEIGHT + 38, label, "middle"))
     corners = " ".join(f"{x(math.log10(p.cost)):.1f},{y(p.score):.1f}" for p in front)
     parts.append(f'<polyline class="zero" points="{corners}"/>')
+    names = short_names([point.name for point in points])
     taken: list[tuple[float, float, float]] = []  # left, right, baseline of the labels so far
     for point in sorted(points, key=lambda point: -point.score):
         at, middle = x(math.log10(point.cost)), y(point.score)
@@ -64,7 +65,7 @@ def score_against_cost(points: Sequence[Point], width: int, *, measure: str, cos
         tip = f"{point.name}: {point.score:.3f} ({point.interval.low:.3f} to {point.interval.high:.3f}), {point.cost:.3g} {cost}"
         style, radius = ("best-dot", 4.6) if point in front else ("dot", 3.4)
         parts.append(_dot(at, middle, radius, style, tip))
-        parts.append(_label(point, at, middle, width, taken))
+        parts.append(_label(names[point.name], point.random, at, middle, width, taken))
     parts.append(_text(width - RIGHT, HEIGHT + 54, f"{cost}; dashed: the Pareto front", "end"))
     said = "; ".join(f"{p.name} {p.score:.3f} at {p.cost:.3g}" for p in sorted(points, key=lambda p: -p.score))
     return svg(parts, width, HEIGHT + 58, f"{measure} over {cost}: {said}. Pareto front: {', '.join(p.name for p in front)}.")
@@ -79,11 +80,19 @@ def round_costs(low: float, high: float) -> list[tuple[float, str]]:
     return [(value, f"{value:,.10g}" if 1e-3 <= value < 1e6 else f"{value:.0e}") for value in found]
 
 
-def _label(point: Point, at: float, middle: float, width: int, taken: list[tuple[float, float, float]]) -> str:
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Hub ids and folders by their last part, where these differ; the tips, the tables and the description have the whole names."""
+    short = {
+        name: name if "://" in name else name[: len("random:") * name.startswith("random:")] + name.rsplit("/", 1)[-1] for name in names
+    }
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
+def _label(name: str, quiet: bool, at: float, middle: float, width: int, taken: list[tuple[float, float, float]]) -> str:
     """The name beside its dot, on the side with room, moved down where another name stands; the end of a name that is too long."""
     right, left = width - at - 8, at - 8
     most = int(max(right, left) / LETTER)
-    name = point.name if len(point.name) <= most else "..." + point.name[3 - most :]
+    name = name if len(name) <= most else "..." + name[3 - most :]
     length = LETTER * len(name)
     anchor = "start" if length <= right else "end"
     start = at + 8 if anchor == "start" else at - 8 - length
@@ -91,4 +100,4 @@ def _label(point: Point, at: float, middle: float, width: int, taken: list[tuple
     while any(start < other_end and other_start < start + length and abs(base - other) < 13 for other_start, other_end, other in taken):
         base += 13
     taken.append((start, start + length, base))
-    return _text(at + 8 if anchor == "start" else at - 8, base, name, anchor, "" if point.random else "title")
+    return _text(at + 8 if anchor == "start" else at - 8, base, name, anchor, "" if quiet else "title")

@@ -93,7 +93,7 @@ def facts(chosen: Chosen, catalogue: Catalogue) -> Table:
         return (each.name, *(str(fact or NOTHING) for fact in found))
 
     known = any(catalogue.find(each.assessed.candidate.base) for each in chosen.ranked)
-    note = f"Languages and published numbers are those of the catalogue, checked on {catalogue.checked}." if known else ""
+    note = f"Languages and published numbers are those of the catalogue of {catalogue.revised}." if known else ""
     return _table("About them", ("candidate", "family", "licence", "longest text", "languages", "published"), chosen, row, note)
 
 

@@ -186,7 +186,7 @@ def as_json(chosen: Chosen, catalogue: Catalogue) -> dict[str, Any]:
         "notes": list(chosen.notes),
         "candidates": [_candidate(each, each.name in front, catalogue) for each in chosen.ranked],
         "left_out": [{"name": each.candidate.name, "why": each.why, "reason": each.reason} for each in chosen.refused],
-        "catalogue_checked": catalogue.checked,
+        "catalogue_revised": catalogue.revised,
     }
 
 

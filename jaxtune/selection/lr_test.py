@@ -6,7 +6,6 @@ Everything runs through the compiled step of the phase: the rate is one of its t
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
@@ -130,7 +129,7 @@ def lr_test(
         if folder is not None:
             folder.write("experiment.yaml", to_yaml(experiment))
             prepared = session.prepared
-            folder.write_environment([str(d) for d in jax.devices()], sys.argv, data=prepared.fingerprint, licence=prepared.base.licence)
+            folder.write_environment([str(d) for d in jax.devices()], data=prepared.fingerprint, licence=prepared.base.licence)
         chosen = [experiment.seed + number for number in range(seeds)]
         measured = range_test(trainings, np.geomspace(low, high, steps), chosen, told)
         reading = read(measured.rates, measured.losses, measured.broke)

@@ -8,18 +8,19 @@ differences are surer than each loss alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxtune.selection.rate_rule import two_digits
+from jaxtune.selection.scores import t_quantile
 from jaxtune.selection.short_trainings import ShortTrainings, Step
 from jaxtune.training.schedules.base import Schedule
 
 FACTOR = math.sqrt(10.0)  # between neighbours
-CONFIDENCE = 0.95
+FURTHER = 2  # rates that join at most where the best one lies at an end
 
 
 @dataclass(frozen=True)
@@ -67,21 +68,44 @@ def rates_around(centre: float, count: int) -> tuple[float, ...]:
 def run_race(
     trainings: ShortTrainings, rates: Sequence[float], seeds: Sequence[int], steps: int, told: Callable[[str], None] = lambda line: None
 ) -> Race:
-    """Trains every rate with every seed for `steps` steps (or the phase's, where those are fewer)."""
+    """Trains every rate with every seed for `steps` steps (or the phase's, where those are fewer). While the best rate is the lowest or the
+    highest of them, one beyond it joins, FURTHER times at most: a best at the end may lie anywhere beyond it."""
     phase = trainings.session.prepared.experiment.phases[trainings.number]
     shape = pressed(phase.optimizer.schedule, trainings.total, min(steps, trainings.total))
-    losses = np.full((len(rates), len(seeds)), math.inf)
     examples = 0
-    for row, rate in enumerate(rates):
-        for column, seed in enumerate(seeds):
+
+    def trained(rate: float) -> list[float]:
+        nonlocal examples
+        losses = []
+        for seed in seeds:
             with closing(trainings.train(seed, [rate * share for share in shape])) as course:
                 whole = holds(course, phase.skip_limit)
+            loss = math.inf
             if whole:
                 metrics, examples = trainings.evaluate()
-                losses[row, column] = metrics["loss"] if math.isfinite(metrics["loss"]) else math.inf
-        mean = losses[row].mean()
+                loss = metrics["loss"] if math.isfinite(metrics["loss"]) else math.inf
+            losses.append(loss)
+        mean = sum(losses) / len(losses)
         told(f"race: rate {rate:.1e}, {f'validation loss {mean:.4g}' if math.isfinite(mean) else 'broke'}")
-    return judge(rates, losses, len(shape), examples)
+        return losses
+
+    raced = {rate: trained(rate) for rate in rates}
+    for _ in range(FURTHER):
+        beyond = further(raced)
+        if beyond is None:
+            break
+        raced[beyond] = trained(beyond)
+    order = sorted(raced)
+    return judge(order, np.array([raced[rate] for rate in order]), len(shape), examples)
+
+
+def further(raced: Mapping[float, Sequence[float]]) -> float | None:
+    """The rate beyond the best one of several, where that is the lowest or the highest; None where it is not, or every rate broke."""
+    order = sorted(raced)
+    best = min(order, key=lambda rate: sum(raced[rate]))
+    if len(order) < 2 or not math.isfinite(sum(raced[best])):
+        return None
+    return {order[0]: two_digits(best / FACTOR), order[-1]: two_digits(best * FACTOR)}.get(best)
 
 
 def holds(course: Iterable[Step], skip_limit: int) -> bool:
@@ -112,12 +136,10 @@ def judge(rates: Sequence[float], losses: np.ndarray, steps: int, examples: int)
 
 
 def half_width(values: np.ndarray) -> float | None:
-    """Half the interval of the mean of a few values; None for one value or for broken ones."""
+    """Half the 95 % interval of the mean of a few values; None for one value or for broken ones."""
     if len(values) < 2 or not np.isfinite(values).all():
         return None
-    from scipy.stats import t
-
-    return float(t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return t_quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def pressed(schedule: Schedule, total: int, steps: int) -> list[float]:

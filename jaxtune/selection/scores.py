@@ -14,12 +14,6 @@ import numpy as np
 
 from jaxtune.evaluation.bootstrap import Interval
 
-# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom
-T_TABLE = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -76,10 +70,9 @@ def jackknife(whole: float, without: Sequence[float]) -> Interval:
 
 def t_quantile(degrees: int) -> float:
     """97.5 % quantile of Student's t."""
-    if degrees <= len(T_TABLE):
-        return T_TABLE[degrees - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)  # Cornish and Fisher's expansion
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.975))
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

@@ -43,8 +43,8 @@ class InBackground(Sink):
             while (row := self.rows.get()) is not None:
                 sink.log(row)
             sink.close()
-        except Exception as error:
-            self.error = error
+        except BaseException as error:  # a client may call sys.exit when it finds no login
+            self.error = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Never waits.

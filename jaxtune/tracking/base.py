@@ -48,13 +48,17 @@ class Trackers(Sink):
 
     Raises:
         ConfigError: a tracker cannot work at all (a missing package), told before the training starts.
+        OSError: metrics.jsonl cannot be opened, which reports and resumed runs need.
     """
 
     def __init__(self, trackers: Sequence[Tracker], folder: Path, experiment: Mapping[str, Any], step: int = 0):
         from jaxtune.tracking.jsonl import JsonLines
 
+        self._rows = JsonLines().open(folder, experiment, step)
         self._sinks: list[tuple[str, Sink]] = []
-        for tracker in (JsonLines(), *(t for t in trackers if not isinstance(t, JsonLines))):
+        for tracker in trackers:
+            if isinstance(tracker, JsonLines):
+                continue
             name = type(tracker).__name__
             try:
                 self._sinks.append((name, tracker.open(folder, experiment, step)))
@@ -65,6 +69,7 @@ class Trackers(Sink):
                 _give_up(name, error)
 
     def log(self, row: Mapping[str, Any]) -> None:
+        self._rows.log(row)
         for name, sink in list(self._sinks):
             try:
                 sink.log(row)

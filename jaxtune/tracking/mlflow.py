@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from jaxtune.core.files import plain, write_whole
+from jaxtune.core.nested import leaves
 from jaxtune.core.redact import redact
 from jaxtune.tracking.background import InBackground, numbers
 from jaxtune.tracking.base import Sink, Tracker
@@ -50,7 +51,7 @@ class Mlflow(Tracker):
             known = client.create_run(place, run_name=folder.name, tags={"jaxtune.folder": str(folder)}).info.run_id
             write_whole(folder / FILE, json.dumps({"run_id": known}) + "\n")
             settings = json.loads(redact(json.dumps(plain(experiment))))
-            parameters = [mlflow.entities.Param(name, str(value)[:LONGEST_PARAMETER]) for name, value in flat(settings)]
+            parameters = [mlflow.entities.Param(name, str(value)[:LONGEST_PARAMETER]) for name, value in leaves(settings)]
             for start in range(0, len(parameters), AT_ONCE):
                 client.log_batch(known, params=parameters[start : start + AT_ONCE])
         return _MlflowSink(client, known, mlflow.entities.Metric)
@@ -74,16 +75,6 @@ def earlier(path: Path) -> str | None:
         return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
     except (OSError, ValueError, KeyError):
         return None
-
-
-def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of nested settings."""
-    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else None
-    if inner is None:
-        yield path, value
-        return
-    for name, part in inner:
-        yield from flat(part, f"{path}.{name}" if path else str(name))
 
 
 def package() -> Any:

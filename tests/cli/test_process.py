@@ -10,25 +10,31 @@ import pytest
 
 from jaxtune.cli import main as main  # which registers them
 from jaxtune.cli.calling import command_names
-from jaxtune.cli.process import COMPUTING, VARIABLE, WISH, wants_huge_pages
+from jaxtune.cli.process import COMPUTING, HUGE_PAGES, VARIABLE, wish
+from jaxtune.core.heap import KEEPS
 
-TOLD = "import os, sys; sys.argv = ['jaxtune', *sys.argv[1:]]; from jaxtune.cli import process; process.use_huge_pages(); "
+TOLD = "import os, sys; sys.argv = ['jaxtune', *sys.argv[1:]]; from jaxtune.cli import process; process.start_again(); "
 TOLD += "print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])"
 
 
-def test_who_wants_them():
-    assert wants_huge_pages(["train", "x.yaml"], {}, "linux")
-    assert not wants_huge_pages(["check", "x.yaml"], {}, "linux") and not wants_huge_pages([], {}, "linux")
-    assert not wants_huge_pages(["train"], {}, "darwin")
-    assert not wants_huge_pages(["train"], {VARIABLE: "glibc.malloc.arena_max=2"}, "linux")  # the user's own wish stands
+def test_who_wants_what():
+    kept = f"{HUGE_PAGES}:{KEEPS}"
+    assert wish(["train", "x.yaml"], {}, "linux", False) == kept
+    assert wish(["train", "x.yaml"], {}, "linux", True) == HUGE_PAGES  # temporaries lie on the accelerator
+    assert wish(["train", "x.yaml"], {"JAX_PLATFORMS": "cpu"}, "linux", True) == kept
+    assert wish(["check", "x.yaml"], {}, "linux", False) is None and wish([], {}, "linux", False) is None
+    assert wish(["train"], {}, "darwin", False) is None
+    assert wish(["train"], {VARIABLE: "glibc.malloc.arena_max=2"}, "linux", False) is None  # the user's own wish stands
     assert set(COMPUTING) <= set(command_names())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the variable is glibc's")
-@pytest.mark.parametrize(("command", "expected"), [("train", WISH), ("check", None)])
+@pytest.mark.parametrize(("command", "expected"), [("train", f"{HUGE_PAGES}:{KEEPS}"), ("check", None)])
 def test_the_process_stays_the_same(command: str, expected: str | None, tmp_path: Path):
     kept = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    process = subprocess.Popen([sys.executable, "-c", TOLD, command, "a b"], stdout=subprocess.PIPE, text=True, env=kept)
+    process = subprocess.Popen(
+        [sys.executable, "-c", TOLD, command, "a b"], stdout=subprocess.PIPE, text=True, env=kept | {"JAX_PLATFORMS": "cpu"}
+    )
     told, _ = process.communicate(timeout=60)
     assert told.strip() == f"{process.pid} {expected} {[command, 'a b']}"
 

@@ -38,6 +38,17 @@ def test_without_the_data_it_says_so(trained: Trained, tmp_path: Path, monkeypat
     assert "Texts and images are not kept in the run folder." in (here / "runs" / "tiny" / "report.html").read_text()
 
 
+def test_a_folder_that_cannot_be_written(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    here = tiny_run.copy(trained.folder, tmp_path / "here")
+    monkeypatch.chdir(here)
+    (here / "runs" / "tiny" / "report.html").unlink()
+    (here / "runs" / "tiny" / "report.html").mkdir()
+    assert main(["report", "runs/tiny"]) == 74
+    assert "runs/tiny: the report could not be written there" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("run", "message"),
     [

@@ -51,7 +51,7 @@ class MadeRun:
     truth: Any = None
     skill: float = 2.5
     checked: bool = False
-    data: str = "fingerprint-of-data"
+    data: str | None = "fingerprint-of-data"
 
     def write(self, folder: Path) -> Path:
         """The folder, complete but for the report."""

@@ -16,6 +16,7 @@ from jaxtune.evaluation import advice
 from jaxtune.evaluation.advice import RULES, advise, write_advice
 from jaxtune.evaluation.advice_file import read_advice
 from jaxtune.evaluation.advice_rules.evidence import Evidence, Rule
+from jaxtune.evaluation.record import RunRecord
 from jaxtune.evaluation.report import write_report
 from jaxtune.experiment import load_experiment
 
@@ -36,7 +37,7 @@ def seen(count: int) -> dict[str, Any]:
 
 
 def suspects(count: int) -> dict[str, Any]:
-    return {"labels": {"state": "done", "rows": 300, "suspects": count, "noise": count / 300}}
+    return {"labels": {"state": "done", "rows": 300, "suspects": count, "noise": count / 300, "probe_accuracy": 0.94}}
 
 
 def parts(**changed: Any) -> Any:
@@ -46,8 +47,8 @@ def parts(**changed: Any) -> Any:
 
 # rule -> (a run with the fault, one that nearly has it, a word that the finding must hold, the change)
 CASES: dict[str, tuple[Made, Made, str, str | None]] = {
-    "leak": (Made(facts=seen(5)), Made(facts=seen(0)), "5 of 100 validation rows (5.0%)", None),
-    "label_noise": (Made(checks=suspects(12)), Made(checks=suspects(6)), "12 of 300 training labels look wrong (4.0%", "task.loss.label_smoothing=0.1"),
+    "leak": (Made(facts=seen(5)), Made(facts=seen(1)), "5 of 100 validation rows (5.0%)", None),
+    "label_noise": (Made(checks=suspects(12)), Made(checks=suspects(8)), "12 of 300 training labels look wrong (4.0%", "task.loss.label_smoothing=0.1"),
     "rate_too_high": (
         Made(train=lambda done: 1.1 if done == 0 else 1.1 + 2 * math.exp(-5 * done), metric=lambda done: 0.34, validation=lambda done: 1.2),
         Made(train=lambda done: learning(done) + 0.1 * math.sin(9 * done)),
@@ -74,7 +75,7 @@ CASES: dict[str, tuple[Made, Made, str, str | None]] = {
     ),
     "cut_texts": (
         Made(facts={"tokens": {"limit": 48, "possible": 512, "rows_cut": 0.6, "tokens_cut": 0.3, "quantiles": {"95%": 200}}}),
-        Made(facts={"tokens": {"limit": 48, "possible": 512, "rows_cut": 0.15, "tokens_cut": 0.3, "quantiles": {"95%": 200}}}),
+        Made(facts={"tokens": {"limit": 48, "possible": 512, "rows_cut": 0.19, "tokens_cut": 0.3, "quantiles": {"95%": 200}}}),
         "60% of the training texts are longer than 48 tokens; 30% of all tokens are cut off",
         "data.max_tokens=200",
     ),
@@ -129,7 +130,7 @@ CASES: dict[str, tuple[Made, Made, str, str | None]] = {
         "changed nothing: accuracy 0.800 before it, 0.800 at its best",
         "phases.1.optimizer.schedule.peak=1.0e-02",
     ),
-    "data_bound": (Made(wait=0.04), Made(wait=0.004), "Steps waited for data 40% of their time: 40 of 100 ms", "data.workers=3"),
+    "data_bound": (Made(wait=0.04), Made(wait=0.018), "Steps waited for data 40% of their time: 40 of 100 ms", "data.workers=3"),
     "padding": (
         Made(facts={"padding": {"widths": [256], "share": 0.7, "auto_widths": [32, 256], "auto_share": 0.12}}, data={"widths": [256], "max_tokens": 256}),
         Made(facts={"padding": {"widths": [64], "share": 0.45, "auto_widths": [64], "auto_share": 0.45}}),
@@ -138,7 +139,7 @@ CASES: dict[str, tuple[Made, Made, str, str | None]] = {
     ),
     "memory_headroom": (
         Made(**TPU),
-        Made(**TPU, facts={"device": {"memory_bytes": 3 << 30}}),
+        Made(**TPU, facts={"device": {"memory_bytes": 9 << 29}}),
         "2.0 GiB of the 16.0 GiB",
         "data.batch_size=32",
     ),
@@ -189,6 +190,32 @@ def test_a_model_that_died_in_its_first_steps_is_not_told_a_higher_rate(tmp_path
         tmp_path / "run",
     )
     assert set(found) == {"rate_too_high"} and found["rate_too_high"].change == ("phases.0.optimizer.schedule.peak=1.0e-04",)
+
+
+@pytest.mark.parametrize(("count", "agreed"), [(30, 0.8), (20, 0.86)])
+def test_where_classes_overlap_suspects_are_no_wrong_labels(count: int, agreed: float, tmp_path: Path):
+    checks = suspects(count)
+    checks["labels"]["probe_accuracy"] = agreed
+    assert "label_noise" not in told(replace(HEALTHY, checks=checks), tmp_path / "run")
+    checks["labels"]["suspects"] = 50
+    assert "label_noise" in told(replace(HEALTHY, checks=checks), tmp_path / "many"), "nearly all that the probe disagrees with"
+
+
+def test_where_guessing_is_not_defined_the_run_is_held_against_its_beginning_and_a_branch_is_not(tmp_path: Path):
+    flat = replace(CASES["rate_too_low"][0], task={"problem": "regression", "metrics": ["mean_squared_error"]}, facts={"labels": None})
+    folder = flat.write(tmp_path / "run")
+    assert "no better than where the run began (1." in {one.rule: one for one in advise(Evidence.read(folder))}["rate_too_low"].saw
+    (folder / "lineage.json").write_text("{}")
+    assert "rate_too_low" not in {one.rule for one in advise(Evidence.read(folder))}
+
+
+@pytest.mark.parametrize(("values", "higher"), [((0.2, 0.3, 0.5), True), ((0.5, 0.3, 0.2), False)])
+def test_the_better_direction_of_a_metric_of_ones_own(values: tuple[float, ...], higher: bool, tmp_path: Path):
+    record = RunRecord.read(HEALTHY.write(tmp_path / "run"))
+    rows = [{"step": step, "split": "validation", "mine": value, "best": True} for step, value in enumerate(values)]
+    experiment = {**record.experiment, "task": {**record.task, "best": "mine"}}
+    assert Evidence.of(replace(record, rows=rows, experiment=experiment)).higher_is_better == higher
+    assert not Evidence.of(replace(record, experiment={"task": {"best": "loss"}})).higher_is_better
 
 
 def test_near_copies_are_a_leak_that_no_setting_mends(tmp_path: Path):

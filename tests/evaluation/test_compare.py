@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_run import MadeRun
+from made_run import MadeRun, moment
 from scipy.stats import binomtest
 from sklearn import metrics as reference
 from test_report import ATTACKS, Parsed, Told, check_harmless
 
 from jaxtune.core.errors import ConfigError
-from jaxtune.evaluation.compare import Comparison, compare, differing, mcnemar
+from jaxtune.evaluation.compare import Comparison, compare, mcnemar
 from jaxtune.evaluation.compare_page import setting, verdict, write_page
 
 NAMES = ("business", "politics", "tech")
@@ -122,6 +122,14 @@ def test_runs_of_earlier_versions_have_no_keys(tmp_path: Path) -> None:
         compare(a, b)
 
 
+def test_runs_that_know_no_fingerprint_are_not_taken_for_runs_on_the_same_data(tmp_path: Path) -> None:
+    a, b = two(tmp_path, {"data": None}, {"data": None})
+    assert len(compare(a, b).pair[0]) == 200, "the same texts, found by their content"
+    rename_keys(b)
+    with pytest.raises(ConfigError, match=r"other data: .*a has the fingerprint no fingerprint and 200 test examples"):
+        compare(a, b)
+
+
 def test_only_shared_rows_with_the_same_label_count(tmp_path: Path) -> None:
     a, b = two(tmp_path)
     edit(b, lambda table: {name: values[20:] for name, values in table.items()})
@@ -174,18 +182,22 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
 # -- settings, costs, page --------------------------------------------------------------------------------------------------
 
 
-def test_settings_that_differ() -> None:
-    one = {
-        "name": "a",
-        "seed": 0,
-        "phases": [{"train": ["*"], "optimizer": {"kind": "adamw", "rate": 1e-3}}],
-        "data": {"widths": [8, 16], "x": {}},
-    }
-    other = {"name": "b", "seed": 1, "phases": [{"train": ["head.*"], "optimizer": {"kind": "sgd"}}], "data": {"widths": [8, 16], "x": {}}}
-    assert differing(one, other) == [
-        ("seed", 0, 1), ("phases.0.train", ["*"], ["head.*"]), ("phases.0.optimizer.kind", "adamw", "sgd"), ("phases.0.optimizer.rate", 1e-3, None),
-    ]  # fmt: skip
-    assert [setting(value) for value in (None, True, 1e-3, ["*"], "x")] == ["not set", "true", "0.001", "['*']", "x"]
+def test_settings_that_differ_and_what_was_changed_while_a_run_trained(tmp_path: Path) -> None:
+    change = {"time": moment(90), "event": "adjusted", "step": 40, "changes": ["rate_scale=0.5", "stop=run"], "problems": []}
+    a, b = two(tmp_path, {"phases": 1}, {"phases": 1, "events": [change, change]})  # twice: taken up again after a resume
+    assert compare(a, b).settings == (("changed while it ran", "nothing", "step 40: rate_scale=0.5 stop=run"),)
+    path = b / "resolved.yaml"
+    path.write_text(path.read_text().replace("seed: 0", "seed: 1", 1).replace("name: made", "name: other"))
+    assert compare(a, b).settings[0] == ("seed", 0, 1), "the name is no setting"
+    assert [setting(value) for value in (None, True, 1e-3, ["*"], "x")] == ["not set", "true", "0.001", '["*"]', "x"]
+
+
+def test_the_better_direction_of_every_number(tmp_path: Path) -> None:
+    low = {"loss", "expected_calibration_error", "mean_squared_error", "mean_absolute_error"}
+    for problem in ("single_label", "multi_label", "regression"):
+        made = {"problem": problem, "names": () if problem == "regression" else ("x", "y")}
+        for d in compare(*two(tmp_path / problem, made, made)).numbers:
+            assert d.higher_is_better == (d.name not in low), d.name
 
 
 def test_the_page_tells_it_all(tmp_path: Path) -> None:
@@ -197,7 +209,7 @@ def test_the_page_tells_it_all(tmp_path: Path) -> None:
     assert len(page.all("caption")) == len(page.all("table")) and all(th.get("scope") in ("row", "col") for th in page.all("th"))
     rows = found.pair[0].rows
     assert page.text_in("blockquote")[: min(10, len(found.fixed))] == [f"text of row {rows[i]}" for i in found.fixed[:10]]
-    assert "phases.1.train" in page.text_in("code") and "trained parameters" in page.text_in("th")
+    assert "phases.1" in page.text_in("code") and "trained parameters" in page.text_in("th")
     check_harmless(page)
 
 

@@ -69,11 +69,13 @@ def test_classes_that_are_too_rare_are_not_judged(tmp_path: Path) -> None:
 
 
 def test_trouble_is_noted(tmp_path: Path) -> None:
-    def broken() -> FeatureTable:
-        raise DataError("a file is gone")
+    for error in (DataError("a file is gone"), MemoryError("the device is full")):
 
-    told = look(tmp_path, features=broken)
-    assert (told["state"], told["why"]) == ("failed", "a file is gone")
+        def broken(error: BaseException = error) -> FeatureTable:
+            raise error
+
+        told = look(tmp_path, features=broken)
+        assert (told["state"], told["why"]) == ("failed", f"{type(error).__name__}: {error}")
 
 
 # -- near copies ------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import reader
 import tiny
 from flax import nnx
 
+from jaxtune.evaluation import features
 from jaxtune.evaluation.features import pooled_features
 from jaxtune.models.blueprint import Blueprint
 from jaxtune.models.family import Features
@@ -48,6 +49,19 @@ def test_the_mean_over_real_tokens_by_example(mesh: Mesh | None) -> None:
     found = pooled_features(blueprint, tiny.TASK, placement, params, {}, [tiny.put(batch, placement) for batch in batches[::-1]])
     np.testing.assert_array_equal(found.ids, np.arange(37))
     np.testing.assert_allclose(found.values, by_hand(np.asarray(values["embed.embedding"]), batches), atol=1e-6)
+
+
+def test_of_a_long_text_the_beginning_is_read_and_of_a_pair_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "MOST_TOKENS", 4)
+    run, params = reader.evaluator(tiny.TASK)
+    batches = reader.ragged(20, 8)
+    table, placed = np.asarray(params["embed.embedding"]), [tiny.put(batch, run.placement) for batch in batches]
+    short = [batch | {name: batch[name][:, :4] for name in ("tokens", "segment_ids")} for batch in batches]
+    found = features.pooled_features(run.blueprint, tiny.TASK, run.placement, params, {}, placed)
+    np.testing.assert_allclose(found.values, by_hand(table, short), atol=1e-6)
+    pairs = features.pooled_features(run.blueprint, tiny.TASK.model_copy(update={"pair": "second"}), run.placement, params, {}, placed)
+    np.testing.assert_allclose(pairs.values, by_hand(table, batches), atol=1e-6)
+    assert np.abs(pairs.values - found.values).max() > 0.1
 
 
 def test_without_token_vectors_what_the_model_pools() -> None:

@@ -335,6 +335,12 @@ def test_how_to_reproduce(tmp_path: Path) -> None:
     assert any(text.startswith("name: made seed: 0 model: base:") for text in page.text_in("code"))
 
 
+def test_a_branch_names_the_run_it_comes_from(tmp_path: Path) -> None:
+    folder = MadeRun().write(tmp_path / "run")
+    (folder / "lineage.json").write_text(json.dumps({"run": "runs/<b>first", "step": 80, "changes": ["data.max_tokens=64"]}))
+    assert "runs/<b>first, step 80: data.max_tokens=64" in Parsed(write_report(folder).read_text(encoding="utf-8")).text_in("code")
+
+
 def test_decisions_and_interruptions(tmp_path: Path) -> None:
     at = {"time": "2026-09-21T13:00:00+0000"}
     events = [
@@ -343,6 +349,8 @@ def test_decisions_and_interruptions(tmp_path: Path) -> None:
         {**at, "event": "skipped", "step": 7, "loss": "NaN"},
         {**at, "event": "skipped", "step": 9, "loss": "NaN"},
         {**at, "event": "resumed", "step": 60, "rejected": [[80, "bad checksum"]]},
+        {**at, "event": "adjusted", "step": 50, "changes": ["rate_scale=0.5", "stop=phase"], "problems": []},
+        {**at, "event": "refused", "step": 51, "changes": ["data.batch_size=7"], "problems": ["7 rows do not divide", "over 8 devices"]},
     ]
     page = report(tmp_path, events=events)
     for said in (
@@ -350,6 +358,8 @@ def test_decisions_and_interruptions(tmp_path: Path) -> None:
         "went back to step 40; from there the learning rate is multiplied by 0.5",
         "2 steps from here on skipped",
         "resumed from this step's checkpoint; checkpoint 80 was refused (bad checksum)",
+        "changed: rate_scale=0.5 stop=phase",
+        "not changed: data.batch_size=7 (7 rows do not divide; over 8 devices)",
     ):
         assert any(said in text for text in page.text_in("td")), said
 

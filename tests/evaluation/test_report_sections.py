@@ -40,6 +40,10 @@ def test_with_one_split_it_is_measured_by_halves(tmp_path: Path) -> None:
     assert "fitted on one half of validation for the other" in text(page(tmp_path, splits=("validation",), skill=4.0))
 
 
+def test_no_temperature_is_fitted_on_test(tmp_path: Path) -> None:
+    assert "emperature" not in text(page(tmp_path, splits=("test",), skill=4.0))
+
+
 def test_no_temperature_for_too_few_examples_or_no_errors(tmp_path: Path) -> None:
     few = page(tmp_path / "few", examples=12)
     assert "emperature" not in text(few)
@@ -94,6 +98,18 @@ def test_suspects_come_with_both_labels_and_text(tmp_path: Path) -> None:
     assert "labelled business rather tech probability of the label 0.010, lower by 0.900 row 1" in text(found)
     assert "it agrees with 93.0 % of the labels. It took 12 s. 3 rows of classes with fewer than five rows were not judged." in text(found)
     assert "text of row 1" in found.text_in("blockquote")
+
+
+def test_where_the_probe_is_often_wrong_it_does_not_say_that_labels_are(tmp_path: Path) -> None:
+    folder = MadeRun(checked=True).write(tmp_path / "run")
+    made = json.loads((folder / "checks.json").read_text())
+    made["labels"]["probe_accuracy"] = 0.7
+    (folder / "checks.json").write_text(json.dumps(made))
+    found = text(Parsed(write_report(folder).read_text(encoding="utf-8")))
+    assert (
+        "The probe agrees with only 70.0 % of the labels, so many of these are hard for it" in found
+        and "estimated to be wrong" not in found
+    )
 
 
 def test_near_copies_come_with_shares_and_the_score_without_them(tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ import pytest
 
 from jaxtune.evaluation.predictions import write_table
 from jaxtune.evaluation.probe import out_of_fold
-from jaxtune.evaluation.suspects import FILE, calibrated_joint, confident_joint, find_suspects, read_suspects, suspects_table
+from jaxtune.evaluation.suspects import (
+    CLEAR,
+    FILE,
+    are_clear,
+    calibrated_joint,
+    confident_joint,
+    find_suspects,
+    read_suspects,
+    suspects_table,
+)
 
 
 def counted_slowly(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -61,6 +70,24 @@ def test_planted_wrong_labels_are_found(seed: int) -> None:
 def test_clean_labels_have_few_suspects() -> None:
     features, given, _, _ = made(1.0, 0.0, 0)
     assert len(find_suspects(out_of_fold(features, given, 4).probabilities, given)) <= 5
+
+
+@pytest.mark.parametrize(("apart", "agreement", "suspected"), [(0.3, 0.71, 0.20), (0.45, 0.86, 0.04), (0.6, 0.95, 0.002)])
+def test_where_classes_overlap_right_labels_are_suspected(apart: float, agreement: float, suspected: float) -> None:
+    """Why docs/report.md and advice believe suspects only of clear classes, and when they are half of what the probe disagrees with."""
+    features, given, _, _ = made(apart, 0.0, 0)
+    p = out_of_fold(features, given, 4).probabilities
+    agreed, count = float((p.argmax(1) == given).mean()), len(find_suspects(p, given))
+    assert agreed == pytest.approx(agreement, abs=0.01) and count / 900 == pytest.approx(suspected, abs=0.01)
+    assert not are_clear(count, 900, agreed) or count < 0.5 * (1 - agreed) * 900, (agreed, count)
+
+
+def test_many_wrong_labels_among_clear_classes_are_told_from_classes_that_overlap() -> None:
+    for apart, share, clear in ((1.0, 0.2, True), (0.2, 0.0, False)):
+        features, given, _, _ = made(apart, share, 0)
+        p = out_of_fold(features, given, 4).probabilities
+        agreed = float((p.argmax(1) == given).mean())
+        assert agreed < CLEAR and are_clear(len(find_suspects(p, given)), 900, agreed) == clear
 
 
 def test_a_class_that_is_hard_is_judged_by_its_own_measure() -> None:

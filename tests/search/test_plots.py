@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,7 +14,8 @@ from jaxtune.search.ledger import Record, pasts, ranked
 from jaxtune.search.page import tiles, verdict
 from jaxtune.search.parameters import Choice, Float, Int
 from jaxtune.search.plots import clipped, history, parallel
-from jaxtune.search.results import finalists_of
+from jaxtune.search.results import Found, finalists_of
+from jaxtune.search.settings import Search
 
 PARAMETERS: dict[str, Any] = {
     "a.rate": Float(low=1e-5, high=1e-1, log=True),
@@ -94,6 +96,17 @@ def test_finalists_by_their_mean_over_other_seeds() -> None:
     }  # fmt: skip
 
 
+def test_a_winner_whose_repeats_all_failed_is_told_without_them() -> None:
+    order = ranked(RECORDS, True)
+    repeats = [{"trial": record.number, "seed": 1, "value": None} for record in order[:2]]
+    found = Found(tuple(RECORDS), tuple(order), tuple(finalists_of(order, repeats, True)), order[0], {}, tuple(repeats))
+    search = Search(name="s", experiment="x.yaml", space={"a.rate": [1]})  # type: ignore[arg-type]
+    space: Any = SimpleNamespace(file="x.yaml", metric="f1", higher_is_better=True)
+    numbers = found.numbers(search, space, 6, "done")
+    assert "repeats" not in numbers["winner"] and [one["failed"] for one in numbers["finalists"]] == [1, 1]
+    assert verdict(numbers, "F1")[0] == "Trial 1 is the best: F1 0.900 on validation."
+
+
 def test_sentences() -> None:
     numbers = {
         "trials": {"wanted": 9, "complete": 4, "stopped": 2, "failed": 1, "running": 0}, "winner": None, "steps": 1234, "compilations": 1,
@@ -109,4 +122,7 @@ def test_sentences() -> None:
     assert verdict(numbers, "F1")[0] == (
         "Trial 3 is the best: F1 0.905 on average over 2 other seeds (0.900 to 0.910), 0.912 when it was found."
     )
-    assert [tile[:2] for tile in tiles(numbers, "F1")][:2] == [("F1", "0.912"), ("trials", "7")]
+    assert tiles(numbers, "F1")[:2] == [
+        ("F1", "0.905", "mean of 2 other seeds, trial 3"),
+        ("trials", "7", "4 complete, 2 stopped, 1 failed"),
+    ]

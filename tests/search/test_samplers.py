@@ -11,8 +11,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern, WhiteKernel
 
 from jaxtune.search.gaussian import JITTER, Code, Model
-from jaxtune.search.samplers import Listed, Seeded, seed_of
-from jaxtune.search.strategies import GP, TPE, Random, Strategy
+from jaxtune.search.ledger import SURPLUS, position
+from jaxtune.search.strategies import GP, TPE, Listed, Random, Seeded, Strategy, seed_of
 
 optuna = pytest.importorskip("optuna")
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -68,18 +68,23 @@ def test_half_a_trial_is_completed_as_it_would_have_been() -> None:
 
 
 def test_models_find_better_settings_than_chance() -> None:
-    best = {
-        type(strategy).__name__: np.mean([max(value(**params) for params in go_on(study(strategy, seed), 25)) for seed in range(6)])
-        for strategy in (Random(), TPE(), GP())
-    }
-    assert best["Random"] < best["TPE"] < 0.3001 and best["TPE"] < best["GP"] < 0.3001
-    assert best["GP"] > 0.2
+    """The Gaussian process in half the trials; 0.3 is the greatest value there is."""
+
+    def best(strategy: Strategy, trials: int, seeds: int) -> float:
+        return float(np.mean([max(value(**params) for params in go_on(study(strategy, seed), trials)) for seed in range(seeds)]))
+
+    random, parzen, process = best(Random(), 36, 6), best(TPE(), 36, 6), best(GP(), 18, 3)
+    assert random < parzen - 0.02 < 0.28 and parzen < process < 0.3001, (random, parzen, process)
+    assert process > 0.2
 
 
 def test_listed_settings_come_by_number() -> None:
-    rows = [{"c": "b", "n": 3}, {"c": "a", "n": 1}]
-    made = optuna.create_study(sampler=Listed(rows))
-    assert [made.ask({"c": SPACE["c"], "n": SPACE["n"]}).params for _ in rows] == rows
+    rows = [{"c": "b", "n": 3}, {"c": "a", "n": 1}, {"c": "d", "n": 2}]
+    made = optuna.create_study(sampler=Listed(rows, position))
+    space = {"c": SPACE["c"], "n": SPACE["n"]}
+    assert [made.ask(space).params for _ in rows[:2]] == rows[:2]
+    made.ask().set_user_attr(SURPLUS, True)  # one that two workers asked for at once takes no row
+    assert made.ask(space).params == rows[2]
 
 
 def test_seeds_differ_by_search_trial_and_key() -> None:

@@ -14,7 +14,7 @@ import pytest
 import jaxtune
 from jaxtune.core.errors import ConfigError
 from jaxtune.search.run import search
-from jaxtune.search.study import Narrowed, TrialEnded
+from jaxtune.search.study import Narrowed, TrialBegan, TrialEnded
 from jaxtune.training.loop import Evaluated
 
 pytest.importorskip("optuna")
@@ -70,6 +70,23 @@ def test_each_shape_and_structure_is_compiled_once(small: Write) -> None:
     assert found.numbers["trials"]["complete"] == 8
     assert found.numbers["compilations"] == 4
     assert sum(row["compilations"] for row in rows(found.folder)) == 4
+
+
+def test_what_is_frozen_may_be_searched_in_bfloat16(small: Write) -> None:
+    """A parameter that a later phase trains is float32 where it is still frozen: another program for the step and for the evaluation."""
+    optimizer = {"kind": "adamw", "schedule": {"kind": "constant", "rate": 1e-2}}
+    phases = [{"train": ["head.*"], "steps": 3, "optimizer": optimizer}] * 2
+    text = f"""
+name: frozen
+experiment: small.yaml
+strategy: grid
+set: {json.dumps({"model.dtype": "bfloat16", "phases": phases})}
+space:
+  phases.1.train: [["head.*"], ["head.*", "pooler.*"]]
+"""
+    found = search(small(text))
+    assert found.numbers["trials"]["complete"] == 2, rows(found.folder)
+    assert found.numbers["compilations"] == 3  # one for head alone in both phases; two where the pooler trains in the second
 
 
 def test_impossible_and_diverging_trials_are_noted_and_the_search_goes_on(small: Write) -> None:
@@ -172,12 +189,39 @@ def test_more_trials_are_added_to_a_search_that_is_done(small: Write) -> None:
 
 
 def test_workers_share_a_database(small: Write, tmp_path: Path) -> None:
+    """Two machines of one name (two folders), of which the first dies in its second trial; it finds that trial again, the other leaves it alone."""
     text = small().read_text() + f"storage: sqlite:///{tmp_path}/shared.db\nset: {{phases.0.epochs: 1}}\n"
-    helped = search(small(text), ["trials=2"], worker=True)
-    assert helped.numbers["trials"]["complete"] == 2 and not helped.winner.exists()
-    found = search(small(text), ["trials=5"])
-    assert found.numbers["trials"]["complete"] == 5 and found.winner.exists()
-    assert {path.name.split("-")[-1] for path in (found.folder / "workers").iterdir()} == {"0"}
+
+    class Died(BaseException):
+        pass
+
+    def die(event: Any) -> None:
+        if isinstance(event, TrialBegan) and event.number == 1:
+            raise Died
+
+    with pytest.raises(Died):
+        search(small(text), ["trials=5"], worker=True, runs_dir="here", watch=die)
+    began: list[tuple[int, bool]] = []
+
+    def note(event: Any) -> None:
+        if isinstance(event, TrialBegan):
+            began.append((event.number, event.again))
+
+    helped = search(small(text), ["trials=4"], worker=True, runs_dir="there", watch=note)
+    assert began == [(2, False), (3, False)] and helped.numbers["trials"] == {
+        "wanted": 4,
+        "complete": 3,
+        "stopped": 0,
+        "failed": 0,
+        "running": 1,
+    }
+    assert not helped.winner.exists()
+    began.clear()
+    found = search(small(text), ["trials=5"], runs_dir="here", watch=note)
+    assert began == [(1, True), (4, False)] and found.numbers["trials"]["complete"] == 5 and found.winner.exists()
+    everyone = {row["trial"]: row for row in rows(found.folder)}
+    alone = rows(search(small(text.replace("tiny-search", "alone").replace("storage:", "# storage:")), ["trials=5"]).folder)
+    assert [everyone[row["trial"]]["curve"] for row in alone] == [row["curve"] for row in alone]
     with pytest.raises(ConfigError, match="storage is a file of one process"):
         search(small(), worker=True)
 

@@ -94,6 +94,13 @@ def test_a_grid_has_no_row_for_what_is_not_active() -> None:
     assert rows == Grid().rows(search.space, 0)
 
 
+def test_a_grid_that_is_too_large_is_refused() -> None:
+    space = {f"k{number}": {"kind": "float", "low": 0.0, "high": 1.0} for number in range(12)}
+    search = Search(name="x", experiment="x.yaml", strategy={"kind": "grid", "points": 4}, space=space)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="more than 100,000 settings"):
+        search.strategy.rows(search.space, 0)
+
+
 def test_a_condition_may_name_a_setting_inside_a_chosen_section() -> None:
     only = {"kind": "float", "low": 0.0, "high": 1.0}
     choices = [{"kind": "sgd", "nesterov": True}, {"kind": "adamw"}, "lion"]

@@ -9,9 +9,9 @@ import pytest
 
 from jaxtune.core.errors import ConfigError
 from jaxtune.experiment import load_experiment
+from jaxtune.search.results import write_winner
 from jaxtune.search.run import load_search
 from jaxtune.search.space import Space, short_names
-from jaxtune.search.winner import write_winner
 
 Write = Callable[[str], Path]
 

@@ -41,7 +41,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def test_there_is_one_row_per_model_and_a_date():
     names = [model.id for model in CATALOGUE.models]
     assert len(names) == len(set(names)) and {model.domain for model in CATALOGUE.models} == {"text", "image"}
-    assert date.fromisoformat(CATALOGUE.checked) <= date.today()
+    assert date.fromisoformat(CATALOGUE.revised) <= date.today()
     assert sorted(CATALOGUE.of("text") + CATALOGUE.of("image"), key=lambda m: m.id) == sorted(CATALOGUE.models, key=lambda m: m.id)
 
 

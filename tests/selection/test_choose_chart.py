@@ -7,7 +7,7 @@ import pytest
 
 from jaxtune.evaluation.bootstrap import Interval
 from jaxtune.evaluation.charts import alone
-from jaxtune.selection.choose_chart import Point, pareto_front, round_costs, score_against_cost
+from jaxtune.selection.choose_chart import Point, pareto_front, round_costs, score_against_cost, short_names
 
 
 def point(name: str, cost: float, score: float, random: bool = False) -> Point:
@@ -54,6 +54,12 @@ def test_names_do_not_stand_on_each_other():
     drawing = ElementTree.fromstring(alone(score_against_cost(points, 700, measure="accuracy", cost="GFLOP")))
     lines = [float(t.get("y") or 0) for t in drawing.iter("{http://www.w3.org/2000/svg}text") if (t.text or "").startswith("candidate")]
     assert len(lines) == 4 and min(b - a for a, b in zip(sorted(lines), sorted(lines)[1:], strict=False)) >= 12.9
+
+
+def test_labels_leave_out_what_tells_nothing_apart():
+    names = ["google-bert/bert-base-uncased", "random:google-bert/bert-base-uncased", "package://minilm/model", "runs/a/export"]
+    assert list(short_names(names).values()) == ["bert-base-uncased", "random:bert-base-uncased", "package://minilm/model", "export"]
+    assert short_names(["runs/a/export", "runs/b/export"]) == {"runs/a/export": "runs/a/export", "runs/b/export": "runs/b/export"}
 
 
 def test_a_single_candidate_has_an_axis_too():

@@ -51,6 +51,12 @@ def trainings(experiment: Experiment) -> ShortTrainings:
     return ShortTrainings(open_session(experiment), 1)
 
 
+@pytest.fixture(scope="module")
+def norms(trainings: ShortTrainings) -> Any:
+    """Compiled once for all tests."""
+    return batch_size.squared_norms(trainings)
+
+
 def open_session(experiment: Experiment) -> Session:
     return Session.open(prepare(experiment), experiment.mesh.build())
 
@@ -140,15 +146,13 @@ def test_the_race_measures_the_trained_parameters_on_validation(trainings: Short
     assert trainings.evaluate()[0]["loss"] < 0.8 * metrics["loss"]
 
 
-def test_squared_norms_are_those_of_plain_gradients(trainings: ShortTrainings, experiment: Experiment) -> None:
+def test_squared_norms_are_those_of_plain_gradients(trainings: ShortTrainings, norms: Any) -> None:
     """Pieces and whole of one batch, dropout off by its rates, against jax.grad of the mean loss over the very rows."""
     state, session = trainings.start(3), trainings.session
     with session.feed("train", trainings.plan(3), stop=1, training=True) as feed:
         batch = next(feed).arrays
     none = session.placement.put({name: np.float32(0) for name in ("hidden", "attention", "head")})
-    found = batch_size.squared_norms(trainings)(
-        state.trainable, state.frozen, state.variables, batch, session.placement.put(jax.random.key(0)), none
-    )
+    found = norms(state.trainable, state.frozen, state.variables, batch, session.placement.put(jax.random.key(0)), none)
 
     @jax.jit
     def plain(rows: Any) -> Any:
@@ -178,9 +182,9 @@ def test_the_largest_batch_is_compiled_and_never_run(trainings: ShortTrainings, 
     assert trainings.compilations == here
 
 
-def test_the_noise_scale_is_measured_where_the_training_is(trainings: ShortTrainings) -> None:
+def test_the_noise_scale_is_measured_where_the_training_is(trainings: ShortTrainings, norms: Any) -> None:
     trainings.start(3)
-    found = batch_size.noise_scale(trainings, batch_size.squared_norms(trainings), 3, 0)
+    found = batch_size.noise_scale(trainings, norms, 3, 0)
     assert found.blocks >= 3 and found.after_steps == 0
     assert found.value is None or (found.low is not None and 0 <= found.low <= found.value)
 
@@ -193,43 +197,27 @@ def test_what_is_asked_for_must_be_there(experiment: Experiment) -> None:
 
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Everything at once: the folder, the numbers, the plot, and an advice that is an experiment."""
-    words = [
-        "lr-test",
-        "tiny.yaml",
-        *PLAIN,
-        "--phase",
-        "1",
-        "--low",
-        "1e-5",
-        "--high",
-        "10",
-        "--steps",
-        "30",
-        "--seeds",
-        "2",
-        "--race",
-        "3",
-    ]
-    assert main([*words, "--batch-sizes", "--json"]) == 0
+    words = ["--phase", "1", "--low", "1e-4", "--high", "1", "--steps", "60", "--seeds", "2", "--race", "3", "--batch-sizes", "--json"]
+    assert main(["lr-test", "tiny.yaml", *PLAIN, *words]) == 0
     told = json.loads(capsys.readouterr().out)
     place = folder / "runs" / "tiny-lr-test"
     assert Path(told["folder"]) == place and json.loads((place / "lr_test.json").read_text()) == told
     with pytest.raises(ConfigError, match="no run folder"):
         RunFolder.existing(place)
-    assert told["compilations"] == 1 and told["steps"] >= 30 and np.array(told["measured"]["losses"], dtype=object).shape == (2, 30)
+    assert told["compilations"] == 1 and told["steps"] >= 120 and np.array(told["measured"]["losses"], dtype=object).shape == (2, 60)
     assert told["reading"]["fall"] > 0.1 and told["reading"]["rate"] is not None
-    assert told["race"]["steps"] == 40 and len(told["race"]["racers"]) == 3 and told["race"]["examples"] == 24
+    assert told["race"]["steps"] == 40 and 3 <= len(told["race"]["racers"]) <= 5 and told["race"]["examples"] == 24
     assert len(told["batches"]["scales"]) == 2 and told["batches"]["largest"]["rows"] == 64
     rate = told["advice"]["rate"]
     changed = load_experiment(folder / "tiny.yaml", [*PLAIN, *told["advice"]["overrides"]])
-    assert highest_rate(changed.phases[1].optimizer.schedule, 45) == rate and 1e-5 < rate < 1
+    assert highest_rate(changed.phases[1].optimizer.schedule, 45) == rate and 1e-4 < rate < 1
     drawn = ElementTree.fromstring((place / "plots" / "lr_test.svg").read_text())
     assert told["advice"]["sentence"] in drawn.attrib["aria-label"]
 
 
 def test_people_read_the_advice_last(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["lr-test", "tiny.yaml", *PLAIN, "--low", "1e-5", "--high", "10", "--steps", "20", "--seeds", "1", "--race", "0"]
-    assert main(words) == 0
+    words = ["--low", "1e-5", "--high", "10", "--steps", "20", "--seeds", "1", "--race", "0"]
+    assert main(["lr-test", "tiny.yaml", *PLAIN, *words]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "phase 0 of tiny: 20 steps from 1.0e-05 to 1.0e+01, 1 seed"
     assert lines[1].startswith("step of 16 rows x 20 tokens compiled in ") and lines[2].startswith("seed 3: loss ")

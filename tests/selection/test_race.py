@@ -11,7 +11,7 @@ from scipy import stats
 
 from jaxtune.config.yaml12 import parse_value
 from jaxtune.selection.lr_advice import advise, override_words
-from jaxtune.selection.race import Race, highest_rate, holds, judge, pressed, rates_around
+from jaxtune.selection.race import Race, further, highest_rate, holds, judge, pressed, rates_around
 from jaxtune.selection.rate_rule import Reading
 from jaxtune.selection.short_trainings import Step
 from jaxtune.training.schedules.any_optax import OptaxSchedule
@@ -42,6 +42,21 @@ def test_the_centre_races_too(count: int) -> None:
     np.testing.assert_allclose(np.diff(np.log10(rates)), 0.5, atol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("losses", "beyond"),
+    [
+        ([0.9, 0.5, 0.7], None),
+        ([0.4, 0.5, 0.7], 3.2e-5),
+        ([0.9, 0.5, 0.3], 3.2e-2),
+        ([0.4, math.inf, math.inf], 3.2e-5),
+        ([math.inf] * 3, None),
+        ([0.4], None),
+    ],
+)
+def test_a_best_at_the_end_calls_for_a_rate_beyond(losses: list[float], beyond: float | None) -> None:
+    assert further({10.0 ** (number - 4): [loss, loss] for number, loss in enumerate(losses)}) == beyond
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
 def test_overrides_make_the_rate_the_highest_and_keep_the_shape(schedule: Schedule) -> None:
     words = override_words(schedule, 3.2e-5, 1, 100)
@@ -67,8 +82,8 @@ def test_a_schedule_without_a_setting_is_told_in_words() -> None:
 def test_a_pressed_schedule_keeps_the_mean_and_the_peak(schedule: Schedule) -> None:
     shares = np.array(pressed(schedule, 1000, 40))
     whole = np.array([schedule.at(step, 1000) for step in range(1000)]) / 1e-3
-    assert shares.mean() == pytest.approx(whole.mean(), rel=0.03)
-    assert len(shares) == 40 and shares.max() <= 1.0 and shares.max() == pytest.approx(whole.max(), rel=0.06)
+    assert shares.mean() == pytest.approx(whole.mean(), rel=0.05)
+    assert len(shares) == 40 and shares.max() <= 1.0 and shares.max() == pytest.approx(whole.max(), rel=0.1)  # a peak of one step is a mean with its neighbours here
 
 
 def test_a_phase_of_the_same_length_is_not_pressed() -> None:

@@ -81,6 +81,17 @@ def test_a_service_that_fails_is_told_about_once(
     assert caplog.text.count("failed (RuntimeError: quota); training goes on without it") == 1
 
 
+def test_a_client_that_wants_to_end_the_process_is_left_out(caplog: pytest.LogCaptureFixture, tmp_path: Path):
+    class Leaving(Tracker):
+        def open(self, folder: Path, experiment: Mapping[str, Any], step: int = 0) -> Sink:
+            return InBackground("Leaving", lambda: sys.exit("no login"), close_seconds=1.0)
+
+    trackers = Trackers((Leaving(),), tmp_path, {})
+    trackers.log({"step": 1})
+    trackers.close()
+    assert caplog.text.count("Leaving failed (RuntimeError: SystemExit: no login)") == 1
+
+
 @pytest.mark.parametrize("when", ["open", "log", "close"])
 @pytest.mark.parametrize("tracker", [Wandb(close_seconds=0.2), Mlflow(close_seconds=0.2)], ids=["wandb", "mlflow"])
 def test_a_service_that_hangs_costs_its_end_only(

@@ -117,6 +117,12 @@ def test_a_broken_tracker_is_told_about_once(tmp_path, caplog, when):
     assert caplog.text.count("the tracker Broken failed") == 1
 
 
+def test_without_metrics_jsonl_there_is_no_run(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        Trackers((), tmp_path, {})
+
+
 class Settings(Component):
     tracking: tuple[Annotated[Tracker, OneOf(TRACKERS)], ...] = ()
 

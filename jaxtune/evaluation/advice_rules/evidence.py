@@ -6,19 +6,17 @@ for 1000. `noise` is the standard error of a metric on the run's validation rows
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxtune.data.facts import FILE as FACTS
-from jaxtune.evaluation.record import Row, RunRecord, number
-from jaxtune.evaluation.suspects import read_suspects
+from jaxtune.evaluation.record import Row, RunRecord, json_file, number
+from jaxtune.metrics.base import better
 
 
 @dataclass(frozen=True)
@@ -227,15 +225,19 @@ class Evidence:
     @cached_property
     def guess(self) -> float:
         """The loss of guessing by class shares; where that is not known, the loss that the run began with."""
-        loss = self.record.task["loss"]
-        shares = np.array(list(self.counts.values()), np.float64)
-        if loss["kind"] == "cross_entropy" and self.record.problem == "single_label" and shares.sum() > 0:
-            if loss.get("class_weights", "none") != "none":
+        if self.knows_guess:
+            shares = np.array(list(self.counts.values()), np.float64)
+            if self.record.task["loss"].get("class_weights", "none") != "none":
                 return math.log(max(len(shares), 2))
             shares = shares[shares > 0] / shares.sum()
             return max(float(-(shares * np.log(shares)).sum()), 0.05)
         first = self.phases[0].loss[: max(3, len(self.phases[0]) // 20)] if self.phases else np.empty(0)
         return max(median(first), 1e-9) if len(first) else 1.0
+
+    @property
+    def knows_guess(self) -> bool:
+        task = self.record.task
+        return task["loss"]["kind"] == "cross_entropy" and self.record.problem == "single_label" and sum(self.counts.values()) > 0
 
     def noise(self, value: float) -> float:
         """Standard error of a metric of this value on the validation rows; of a metric that is no share, 2 % of it."""
@@ -246,10 +248,12 @@ class Evidence:
 
     @cached_property
     def higher_is_better(self) -> bool:
-        from jaxtune.metrics.base import better
-
+        """About the deciding metric; of a metric of one's own it is seen from the evaluations that were the best so far."""
         name = self.record.best_metric
-        return name != "loss" and better(name) == "max"
+        if (known := better(name)) is not None:
+            return known == "max"
+        best = [number(row[name]) for row in self.record.rows if row.get("split") == "validation" and row.get("best") and name in row]
+        return len(best) < 2 or best[-1] > best[0]
 
     def gain(self, old: float, new: float) -> float:
         """How much better `new` is."""
@@ -261,10 +265,6 @@ class Evidence:
     def counts(self) -> Mapping[str, int]:
         """Training examples of each class, in the order of the outputs; empty where there are no classes."""
         return (self.facts.get("labels") or {}).get("train") or {}
-
-    @cached_property
-    def suspects(self) -> Sequence[Mapping[str, Any]]:
-        return read_suspects(self.record.folder)
 
     def per_class(self, name: str) -> Mapping[str, float]:
         """A number per class at the best step, from the validation split; empty where it was not measured."""
@@ -294,12 +294,3 @@ def median(values: np.ndarray) -> float:
 def round_number(value: float) -> str:
     """Two digits, as it is written in YAML: 3.0e-05."""
     return f"{float(f'{value:.1e}'):.1e}"
-
-
-def json_file(path: Path) -> Row:
-    """A JSON object; empty when there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -84,6 +84,8 @@ def only_head(phase: PhaseSeen) -> bool:
 
 
 def too_low(evidence: Evidence) -> Finding | None:
+    if not evidence.knows_guess and (evidence.record.folder / "lineage.json").exists():
+        return None  # a branch begins where another run ended, and what guessing would cost is not known
     for phase in evidence.phases:
         if len(phase) < 10 or leap(evidence, phase) > LEAP or stuck(evidence, phase):
             continue
@@ -94,7 +96,8 @@ def too_low(evidence: Evidence) -> Finding | None:
         if phase.end > NO_BETTER * evidence.guess and fell < 0.1 * evidence.guess and abs(moved) < 0.05:
             return Finding(
                 f"In {wording.plural(len(phase), 'step')} of phase {phase.number + 1} the training loss went from {wording.value(first)} to "
-                f"{wording.value(phase.end)}, no better than guessing ({wording.value(evidence.guess)}), at a rate of {phase.highest_rate:.2g}.",
+                f"{wording.value(phase.end)}, no better than {'guessing' if evidence.knows_guess else 'where the run began'} "
+                f"({wording.value(evidence.guess)}), at a rate of {phase.highest_rate:.2g}.",
                 phase.with_rate(10),
                 f"Nothing moved, so the steps are too short (or the inputs do not tell the labels). `jaxtune lr-test X.yaml --phase {phase.number}` "
                 "looks for the rate at which the loss falls fastest.",

@@ -20,7 +20,7 @@ def calibration(seen: Seen) -> dict[str, Any]:
     if outcomes is None:
         return {"calibration": "", "bins": [], "temperature": None}
     found, changed = _reliability(seen, outcomes), rescaled(seen, outcomes)
-    return {"calibration": _said(outcomes, found), "bins": _bins(found), "temperature": None if changed is None else _told(seen, changed)}
+    return {"calibration": _said(outcomes, found), "bins": _bins(found), "temperature": None if changed is None else _told(changed)}
 
 
 def calibration_figures(seen: Seen) -> dict[str, Figure]:
@@ -39,11 +39,12 @@ def calibration_figures(seen: Seen) -> dict[str, Figure]:
 
 
 def rescaled(seen: Seen, outcomes: Outcomes) -> Rescaled | None:
-    """The split of interest with the temperature of validation; with one split only, by halves; None for very few examples."""
+    """The split of interest with the temperature of validation; where validation is all there is, by halves. Never fitted on test, and not
+    on very few examples."""
     bins, validation = seen.record.calibration_bins, seen.record.outcomes.get("validation")
-    if seen.split == "test" and validation is not None:
-        if len(validation) < FEWEST:
-            return None
+    if validation is None or len(validation) < FEWEST:
+        return None
+    if seen.split == "test":
         return rescale(outcomes, fit_temperature(validation), fitted_on="validation", bins=bins)
     return rescale_by_halves(outcomes, bins=bins) if len(outcomes) >= 2 * FEWEST else None
 
@@ -62,9 +63,9 @@ def _said(outcomes: Outcomes, found: Reliability) -> str:
     return f"{error} The model is {kind}; on average confidence lies {abs(gap):.3f} {'above' if gap > 0 else 'below'} accuracy."
 
 
-def _told(seen: Seen, changed: Rescaled) -> dict[str, Any]:
+def _told(changed: Rescaled) -> dict[str, Any]:
     """The sentence about the temperature, and the rows before and after: (what, calibration error, confidence minus accuracy, loss)."""
-    where = "validation" if changed.fitted_on == "validation" else f"one half of {seen.split} for the other"
+    where = "validation" if changed.fitted_on == "validation" else "one half of validation for the other"
     if changed.at_the_end:
         bound = f"below {COLDEST:g}" if changed.temperature == COLDEST else f"above {HOTTEST:g}"
         said = f"No temperature is suggested: fitted on {where}, it would lie {bound}, which says that there are too few errors to fit one."

@@ -13,7 +13,7 @@ from jaxtune.evaluation.data_checks import HELD_OUT, read_pairs
 from jaxtune.evaluation.hard_examples import show
 from jaxtune.evaluation.sections.seen import Seen
 from jaxtune.evaluation.slices import scores
-from jaxtune.evaluation.suspects import read_suspects
+from jaxtune.evaluation.suspects import are_clear, read_suspects
 
 SUSPECTS, LISTED = 12, 60  # with their texts; as rows of a table
 PAIRS = 6
@@ -41,17 +41,21 @@ def _suspects(seen: Seen) -> dict[str, Any] | None:
         }
         for row in rows[:LISTED]
     ]  # fmt: skip
-    noise = wording.percent(check["noise"])
+    agreed = check["probe_accuracy"]
     if rows:
-        said = (
-            f"{wording.plural(len(rows), 'label')} of {check['rows']:,} in training are suspect (about {noise} of the labels are estimated to be wrong). "
-            "Look at them before believing the list: rare and ambiguous examples are on it too."
-        )
+        said = f"{wording.plural(len(rows), 'label')} of {check['rows']:,} in training {'is' if len(rows) == 1 else 'are'} suspect"
+        if are_clear(len(rows), check["rows"], agreed):
+            said += f" (about {wording.percent(check['noise'])} of the labels are estimated to be wrong). "
+            said += "Look at them before believing the list: rare and ambiguous examples are on it too."
+        else:
+            said += (
+                f". The probe agrees with only {wording.percent(agreed)} of the labels, so many of these are hard for it rather than wrong."
+            )
     else:
         said = f"None of the {check['rows']:,} training labels is suspect."
     how = (
         f"Found by confident learning: a linear probe on the base model's features, fitted on four fifths of the training rows, judges the last "
-        f"fifth, five times; it agrees with {wording.percent(check['probe_accuracy'])} of the labels. It took {wording.duration(check['seconds'])}."
+        f"fifth, five times; it agrees with {wording.percent(agreed)} of the labels. It took {wording.duration(check['seconds'])}."
     )
     if check.get("not_judged"):
         how += f" {wording.plural(check['not_judged'], 'row')} of classes with fewer than five rows were not judged."

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxtune.core.printable import printable
 from jaxtune.evaluation import charts, wording
-from jaxtune.evaluation.record import PhaseRecord, RunRecord, number
+from jaxtune.evaluation.record import PhaseRecord, RunRecord, json_file, number
 from jaxtune.evaluation.sections.seen import NARROW, WIDE, Figure, Seen
 
 SHOWN_STEPS = 40  # the raw curve of at most so many steps is not smoothed
@@ -102,6 +102,9 @@ def _happened(record: RunRecord) -> list[tuple[int, str]]:
         elif kind == "resumed":
             refused = "".join(f"; checkpoint {at} was refused ({printable(reason, 160)})" for at, reason in event["rejected"])
             lines.append((step, f"resumed from this step's checkpoint{refused}"))
+        elif kind in ("adjusted", "refused"):
+            why = "" if kind == "adjusted" else f" ({printable('; '.join(event['problems']), 300)})"
+            lines.append((step, f"{'changed' if kind == 'adjusted' else 'not changed'}: {printable(' '.join(event['changes']), 300)}{why}"))
     if skipped:
         lines.append((skipped[0], f"{wording.plural(len(skipped), 'step')} from here on skipped: loss or gradients were not finite"))
     return lines
@@ -142,7 +145,9 @@ def _reproduce(record: RunRecord) -> dict[str, Any]:
     git = (last.get("git") or {}).get("jaxtune")
     source = record.experiment["data"]["source"]
     where = source.get("path") or source.get("name") or ""
+    parent = json_file(record.folder / "lineage.json")
     rows = {
+        "branched from": printable(f"{parent['run']}, step {parent['step']}: {' '.join(parent['changes'])}", 300) if parent else None,
         "seed": record.experiment["seed"],
         "data": f"{source['kind']} {printable(where if isinstance(where, str) else dict(where), 200)}",
         "data fingerprint": last.get("data"),
