@@ -26,13 +26,13 @@ LEVELS: dict[str, int] = {
     "evaluation": 5,
     "training": 6,
     "experiment": 7, "prepare": 7, "adjust": 7, "model_session": 7, "adapter_export": 7, "session": 7,
-    "findings": 7, "recorder": 7, "run": 7, "api": 7, "soup": 7,
+    "findings": 7, "recorder": 7, "run": 7, "api": 7, "soup": 7, "reference": 7, "teacher": 7, "generating": 7,
     "selection": 8, "search": 8,
     "cli": 9,
     "__init__": 10, "__main__": 10,
 }  # fmt: skip
 # Where all parts meet there is an order too: a file imports earlier ones only.
-MEETING = ["experiment", "prepare", "adjust", "model_session", "adapter_export", "session", "findings", "recorder", "run", "api", "soup"]
+MEETING = ["experiment", "prepare", "adjust", "model_session", "adapter_export", "session", "teacher", "reference", "findings", "recorder", "run", "api", "soup", "generating"]
 
 # Outside package -> the files or folders that may import it.
 DOORS: dict[str, tuple[str, ...]] = {

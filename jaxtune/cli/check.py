@@ -73,5 +73,12 @@ def tell_data(output: Output, prepared: Prepared) -> dict[str, Any]:
         output.say(
             f"batches are padded to {', '.join(map(str, facts['widths']))} tokens; texts that are longer: {prepared.experiment.data.over_length}"
         )
+    learned: dict[str, Any] = {}
+    if "targets" in encoding:
+        for line in encoding["targets"].lines():
+            output.say(line)
+        if encoding["template"] is not None:
+            output.say(f"chat template {encoding['template'][:12]}")
+        learned = {"trained_share": encoding["targets"].trained_share, "template": encoding["template"]}
     labels = None if facts["labels"] is None else facts["labels"].as_json()
-    return {"rows": facts["rows"], "labels": labels, "widths": facts["widths"], "duplicates": facts["split"].copies}
+    return {"rows": facts["rows"], "labels": labels, "widths": facts["widths"], "duplicates": facts["split"].copies, **learned}

@@ -22,8 +22,9 @@ from jaxtune.layers.visibility import Visibility
 
 Implementation = Literal["auto", "xla", "cpu", "cudnn", "splash"]
 
-# What `auto` tries on each backend, in this order; the last one can do everything.
-PREFERRED: Mapping[str, tuple[Implementation, ...]] = {"cpu": ("cpu",), "gpu": ("cudnn", "xla"), "tpu": ("splash", "xla")}
+# What `auto` tries on each backend before the plain one, which can do everything.
+PREFERRED: Mapping[str, tuple[Implementation, ...]] = {"cpu": ("cpu",), "gpu": ("cudnn",), "tpu": ("splash",)}
+PLAIN: Implementation = "xla"
 
 
 def attention(
@@ -82,7 +83,8 @@ def chosen(implementation: Implementation, ask: _Ask, backend: str | None = None
     """
     backend = backend or jax.default_backend()
     if implementation == "auto":
-        return next((way for way in PREFERRED.get(backend, ()) if not refusals(way, ask, backend)), "xla")
+        ways = (*PREFERRED.get(backend, ()), PLAIN)
+        return next(way for way in ways if not refusals(way, ask, backend))
     if reasons := refusals(implementation, ask, backend):
         raise ConfigError(f"attention: {implementation} cannot be used: {'; '.join(reasons)}. Set attention to auto, or to xla")
     return implementation

@@ -224,9 +224,7 @@ def _find(
 ) -> _Found:
     rows, candidates, table = _flat(hidden), _flat(candidates), weights.astype(hidden.dtype)
     vocabulary = len(table) * share.parts
-    even = None
-    if for_hidden and head.with_mean and head.soft_cap is None:
-        even = table.astype(jnp.float32).mean(0)[None] / share.parts
+    even = table.astype(jnp.float32).mean(0)[None] / share.parts  # the level of every position, where no soft cap differs
 
     def visit(at: Array, found: dict[str, Array]) -> dict[str, Array]:
         x = _take(rows, at)
@@ -333,7 +331,8 @@ def _highest(
     found = share.joined(found)
     there = _flat(weight)[:, None] != 0
     log_p = values - (found["highest"] + jnp.log(found["total"]))[:, None]
-    return tuple(jnp.where(there, x, 0).reshape(*weight.shape, count) for x in (tokens, log_p))
+    tokens, log_p = (jnp.where(there, x, 0).reshape(*weight.shape, count) for x in (tokens, log_p))
+    return tokens, log_p
 
 
 def _over_chunks[Carry](head: _Head, weight: Array, visit: Callable[[Array, Carry], Carry], carry: Carry) -> Carry:
