@@ -34,6 +34,7 @@ from jaxtune.models.blueprint import Blueprint, Flat
 from jaxtune.models.peft import Peft
 from jaxtune.parallel import hosts
 from jaxtune.prepare import open_subject, prepare
+from jaxtune.reference import add_read
 from jaxtune.run import Result, Watch, export_run, ignore, run
 from jaxtune.run_folder import RunFolder
 from jaxtune.session import OnDevice, Session
@@ -92,6 +93,7 @@ def evaluate(run: str | Path, split: str = "test", checkpoint: Which = "best") -
     if split not in prepared.splits:
         raise ConfigError(f'split "{split}" does not exist{nearest(split, list(prepared.splits))} (splits: {", ".join(prepared.splits)})')
     session = Session.open(prepared, experiment.mesh.build())
+    add_read(session, training=False)
     store, step = open_checkpoint(experiment, folder, checkpoint)
     loaded = restore(session, store, step)
     return session.evaluate(split, loaded.blueprint, loaded.params, loaded.variables, keep=True)
@@ -236,8 +238,8 @@ def infer(loaded: LoadedModel, examples: Examples) -> Predictions:
     ways = session.placement.batch_ways
     widths = (
         None
-        if examples.lengths is None or session.subject.limit is None
-        else choose_widths(examples.lengths, session.subject.limit, batch_size=size)
+        if examples.lengths is None or session.subject.row_limit is None
+        else choose_widths(examples.lengths, session.subject.row_limit, batch_size=size)
     )
     plan = Plan(
         rows=len(examples), lengths=examples.lengths, widths=widths, batch_size=-(-size // ways) * ways, shuffle=False, divisor=ways

@@ -65,6 +65,11 @@ class Subject:
         """Longest sequence in tokens; None without tokens."""
         return token_limit(self.experiment, self.base, self.processor)
 
+    @property
+    def row_limit(self) -> int | None:
+        """Longest row of a batch in tokens; a pair has two sequences in a row."""
+        return None if self.limit is None else self.task.row_tokens(self.limit)
+
 
 @dataclass(frozen=True)
 class Prepared(Subject):
@@ -146,7 +151,7 @@ def prepare(experiment: Experiment, *, cache: Path | None = None) -> Prepared:
         "labels": label_report(labels, parts, names) if labels is not None else None,
         "split": split_report(parts, scanned.keys, labels),
         "encoding": encoded.report,
-        "widths": batch_widths(experiment, splits["train"].lengths, limit),
+        "widths": batch_widths(experiment, splits["train"].lengths, subject.row_limit),
         "packed_widths": packed_widths(experiment, splits["train"].lengths),
         "licence": base.licence,
     }
@@ -186,9 +191,9 @@ def open_subject(experiment: Experiment, names: tuple[str, ...]) -> Subject:
     processor = experiment.task.processor(base)
     subject = Subject(experiment, base, processor, experiment.task.bind(processor), names)
     padded = experiment.data.widths != "auto" and experiment.data.packing == "none"
-    if subject.limit is not None and padded and experiment.data.widths[-1] != subject.limit:
+    if subject.row_limit is not None and padded and experiment.data.widths[-1] != subject.row_limit:
         raise ConfigError(
-            f"data.widths: the last must be the longest text, {subject.limit} tokens (data.max_tokens), found {experiment.data.widths[-1]}"
+            f"data.widths: the last must be the longest row, {subject.row_limit} tokens (by data.max_tokens), found {experiment.data.widths[-1]}"
         )
     return subject
 

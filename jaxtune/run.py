@@ -32,6 +32,7 @@ from jaxtune.models.weights import kernel_beside
 from jaxtune.parallel import hosts
 from jaxtune.prepare import prepare
 from jaxtune.recorder import Recorder
+from jaxtune.reference import add_read, check_read
 from jaxtune.run_folder import RunFolder, runs_folder
 from jaxtune.session import Session
 from jaxtune.tasks.labelled import HF_PROBLEM
@@ -94,6 +95,7 @@ def run(
     hosts.start()
     session = Session.open(prepare(experiment), experiment.mesh.build())
     session.check()
+    check_read(session)
     with RunFolder.create(place, name or experiment.name) as folder:
         folder.write("resolved.yaml", to_yaml(experiment))
         folder.write("experiment.yaml", given if given is not None else to_yaml(experiment))
@@ -117,6 +119,7 @@ def resume(path: str | Path, *, watch: Watch = ignore) -> Result:
         experiment = load_experiment(folder.resolved)
         session = Session.open(prepare(experiment), experiment.mesh.build())
         session.check()
+        check_read(session)
         return execute(session, folder, watch)
 
 
@@ -127,7 +130,7 @@ def facts_of(session: Session) -> dict[str, Any]:
     facts = recorded(
         prepared.facts, prepared.splits, prepared.scanned.keys, plans[0],
         phases=[(session.steps(number), plan.steps()) for number, plan in enumerate(plans)],
-        limit=prepared.limit, possible=prepared.base.family.max_tokens,
+        limit=prepared.row_limit, possible=prepared.base.family.max_tokens,
     )  # fmt: skip
     return {**facts, "device": {"platform": device.platform, "memory_bytes": device_memory(device)}}
 
@@ -145,6 +148,8 @@ def execute(session: Session, folder: RunFolder, watch: Watch) -> Result:
             Watchdog(folder.path, report=lambda message: folder.set_state("failed", reason=message, exit_code=70)) as watchdog,
             Recorder(folder, experiment, store, watch) as recorder,
         ):
+            with watchdog.section("evaluation"):
+                add_read(session)
             stage, progress = begin(session, store, recorder, watchdog)
             while True:
                 if not progress.ending:

@@ -69,7 +69,7 @@ def record(name: str, bases: Path, output: Path) -> None:
             if "lora_magnitude" in parameter_name or "ia3" in parameter_name:
                 value.mul_(1 + 0.3 * torch.randn_like(value))
             elif "lora_" in parameter_name:
-                value.copy_(0.1 * torch.randn_like(value))
+                value.copy_(0.05 * torch.randn_like(value))
             elif "modules_to_save" in parameter_name:
                 value.add_(0.1 * torch.randn_like(value))
         stored = load_file(folder / "reference.safetensors")

@@ -11,6 +11,7 @@ from jaxtune.cli.watching import freezing_table
 from jaxtune.experiment import load_experiment
 from jaxtune.parallel import hosts
 from jaxtune.prepare import Prepared, prepare
+from jaxtune.reference import check_read
 from jaxtune.session import Session
 from jaxtune.training.parameters import choose
 
@@ -21,6 +22,7 @@ def run(output: Output, experiment: Path, overrides: list[str]) -> dict[str, Any
     prepared = prepare(loaded)
     session = Session.open(prepared, loaded.mesh.build())
     session.check()
+    check_read(session)
     model = tell_model(output, prepared, session)
     data = tell_data(output, prepared)
     phases = []

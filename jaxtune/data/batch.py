@@ -75,17 +75,19 @@ def spec(
     image: tuple[int, int, int] | None = None,
     image_dtype: str = "uint8",
     classes: int | None = None,
+    candidates: int | None = None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a batch of `rows`, to compile and plan without data.
 
-    `width` is T of token fields, `image` is (Y, X, channels), `classes` is the C of "target".
+    `width` is T of token fields, `image` is (Y, X, channels), `classes` the C of "target" and "reference", `candidates` the J of a teacher.
     """
     sizes = {"B": (rows,), "B T": (rows, width), "B Y X C": (rows, *(image or (None,))), "B C": (rows, classes)}
+    sizes["B T J"] = (rows, width, candidates)
     out = {}
     for name in complete(fields):
         shape = sizes[FIELDS[name].axes]
         if None in shape:
-            raise ValueError(f'the shape of "{name}" [{FIELDS[name].axes}] needs the argument width, image or classes')
+            raise ValueError(f'the shape of "{name}" [{FIELDS[name].axes}] needs the argument width, image, classes or candidates')
         out[name] = jax.ShapeDtypeStruct(shape, np.dtype(image_dtype if name == "image" else FIELDS[name].dtype))
     return out
 
@@ -151,14 +153,14 @@ def _column(name: str, rows: Sequence[Row | None], width: int | None, shown: Row
     if field.ragged:
         if width is None:
             raise ValueError(f'rows with "{name}" need a width')
-        shape = (width,)
+        shape = (width, *first.shape[1:])
     dtype = first.dtype if name == "image" and first.dtype == np.uint8 else np.dtype(field.dtype)
     out = np.full((len(rows), *shape), field.pad, dtype)
     for number, row in enumerate(rows):
         if row is None:
             continue
         value = np.asarray(row[name])
-        fits = value.ndim == 1 and len(value) <= out.shape[1] if field.ragged else value.shape == shape
+        fits = value.shape[1:] == shape[1:] and value.ndim > 0 and len(value) <= shape[0] if field.ragged else value.shape == shape
         if not fits:
             expected = f"at most {width} tokens" if field.ragged else f"the shape {shape} of the other rows"
             raise DataError(f'row {row.get("example_id", number)}: "{name}" has the shape {value.shape}, expected {expected}')

@@ -84,7 +84,7 @@ class Workbench:
         if known is None:
             known = self.prepared[key] = prepare(experiment)
             return known
-        widths = batch_widths(experiment, known.splits["train"].lengths, known.limit)
+        widths = batch_widths(experiment, known.splits["train"].lengths, known.row_limit)
         return replace(known, experiment=experiment, facts={**known.facts, "widths": widths})
 
     def start(self, session: Session) -> tuple[Flat, Flat]:

@@ -179,6 +179,14 @@ def test_kernels_that_cannot_be_quantized_are_named() -> None:
         adapted(cases.REFERENCES / "resnet", None, quantize="int8")
 
 
+def test_experts_and_their_router_stay_as_they_are() -> None:
+    folder = cases.REFERENCES / "qwen3_moe"
+    it = adapted(folder, Lora(rank=4), "language")
+    assert it.forms and not [path for path in it.forms if "router" in path or "expert" in path]
+    with pytest.raises(ConfigError, match=r"model.quantize: the kernels of experts \(layers.#.\S+\) cannot be quantized"):
+        adapted(folder, None, "language", quantize="int8")
+
+
 def per_layer(it: adapters.Adapted) -> dict[str, np.ndarray]:
     """What was added, by per-layer name."""
     out = {}
