@@ -60,6 +60,10 @@ class Experiment(Component):
             ]
         if self.evaluation.answers is not None and not self.task.generates:
             problems.append(f"evaluation.answers: {type(self.task).__name__} writes nothing; leave it out")
+        if self.data.packing != "none" and not self.task.packs:
+            problems.append(
+                f"data.packing: an example of {type(self.task).__name__} has a row for itself; leave it out (plain text, answers and chats can be packed)"
+            )
         wrong = HostAugment if self.task.domain == "image" else DeviceAugment
         problems += [
             f"data.augment.{number}: {type(augment).__name__} does not work on {self.task.domain}s; leave it out"

@@ -19,7 +19,9 @@ from jaxtune.core.folders import cache_folder
 from jaxtune.data import cache
 from jaxtune.data.examples import Examples, Ragged
 from jaxtune.session import Session
-from jaxtune.teacher import add_teacher
+from jaxtune.tasks.causal_lm import CausalLM
+from jaxtune.tasks.teacher import Teacher
+from jaxtune.teacher import add_teacher, open_teacher
 
 COLUMN = "reference"
 
@@ -31,16 +33,27 @@ def add_read(session: Session, *, training: bool = True) -> None:
         ConfigError: more than one process trains; each would have the results of its own rows alone.
     """
     prepared = session.prepared
-    teacher = getattr(prepared.task, "teacher", None) if training else None
-    if not prepared.task.needs_reference and teacher is None:
-        return
-    if jax.process_count() > 1:
-        raise ConfigError("task: a reference or teacher is read by one process so far; use loss: orpo, no teacher, or train in one process")
+    teacher = check_read(session) if training else None
     if prepared.task.needs_reference:
         add_reference(session)
     if teacher is not None:
         key = {"teacher": teacher.model_dump(mode="json"), "dtype": prepared.experiment.model.dtype, "rows": digest(prepared.splits["train"])}
         add_teacher(session, teacher, cache.fingerprint(key))
+
+
+def check_read(session: Session) -> Teacher | None:
+    """The task's teacher, found fit; nothing is read yet.
+
+    Raises:
+        ConfigError: it does not go together with the model, or more than one process trains.
+    """
+    task = session.prepared.task
+    teacher = task.teacher if isinstance(task, CausalLM) else None
+    if jax.process_count() > 1 and (teacher is not None or task.needs_reference):
+        raise ConfigError("task: a reference or teacher is read by one process so far; use loss: orpo, no teacher, or train in one process")
+    if teacher is not None:
+        open_teacher(session.prepared, teacher)
+    return teacher
 
 
 def add_reference(session: Session) -> None:

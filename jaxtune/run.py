@@ -130,7 +130,7 @@ def facts_of(session: Session) -> dict[str, Any]:
     facts = recorded(
         prepared.facts, prepared.splits, prepared.scanned.keys, plans[0],
         phases=[(session.steps(number), plan.steps()) for number, plan in enumerate(plans)],
-        limit=prepared.row_limit, possible=prepared.base.family.max_tokens,
+        limit=prepared.limit, possible=prepared.base.family.max_tokens,
     )  # fmt: skip
     return {**facts, "device": {"platform": device.platform, "memory_bytes": device_memory(device)}}
 

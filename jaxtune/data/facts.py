@@ -33,7 +33,7 @@ def recorded(
         keys: content key of every record.
         plan: the training batches of the first phase.
         phases: (optimizer steps, steps of an epoch) of each phase.
-        limit: longest sequence in tokens; None without tokens.
+        limit: longest sequence in tokens; None without tokens. A row with two of them may be longer.
         possible: what the base's positions allow at most; None where nothing limits it.
     """
     labels, split = facts["labels"], facts["split"]
@@ -49,10 +49,19 @@ def recorded(
             "seen_in_training": seen_in_training(splits, keys),
         },
         "tokens": None if limit is None else tokens(splits["train"], limit, possible),
-        "padding": None if plan.lengths is None or limit is None else padding(plan, limit),
+        "padding": None if plan.lengths is None or limit is None else padding(plan, max(limit, int(plan.lengths.max()))),
+        "learned": learned(facts["encoding"]),
         "phases": [{"steps": steps, "epoch_steps": epoch} for steps, epoch in phases],
         "batch_rows": plan.batch_size or max(plan.batch_rows(width) for width in plan.widths or ()),
     }
+
+
+def learned(encoding: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of texts that are partly learned: how much, and by which chat template; None of others."""
+    if "targets" not in encoding:
+        return None
+    targets = encoding["targets"]
+    return {"tokens": targets.tokens, "trained": targets.trained, "untrained_rows": targets.untrained, "template": encoding["template"]}
 
 
 def seen_in_training(splits: Mapping[str, Examples], keys: Sequence[str]) -> dict[str, int]:

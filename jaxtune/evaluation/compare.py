@@ -99,6 +99,11 @@ def compare(first: Path, second: Path) -> Comparison:
     a, b = records
     if a.problem != b.problem:
         raise ConfigError(f"{first} is {a.problem} and {second} is {b.problem}; only runs of the same kind of problem can be compared")
+    if a.problem is None:
+        raise ConfigError(
+            f"{first} and {second} are {a.task['kind']} runs, whose examples carry no labels to compare by; their numbers stand in result.json and "
+            "in their reports"
+        )
     where = next((s for s in ("test", "validation") if s in a.outcomes and s in b.outcomes), None)
     if where is None:
         lacking = [record for record in records if not record.outcomes] or records

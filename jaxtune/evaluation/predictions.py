@@ -11,10 +11,13 @@ import numpy as np
 from jaxtune.evaluation.evaluate import Predictions
 from jaxtune.tasks.labelled import Problem
 
+RENAMED = {"tokens": "target_tokens"}  # `tokens` are all of an example, before cutting
+
 
 def predictions_table(predictions: Predictions, names: Sequence[str], problem: Problem | None) -> dict[str, object]:
     """Columns: row, and for a task with labels predicted, [confidence,] and one probability per class; else what the task knows of a row."""
-    columns: dict[str, object] = {"row": predictions.ids, **predictions.more}
+    columns: dict[str, object] = {"row": predictions.ids}
+    columns |= {RENAMED.get(name, name): list(values) if values.ndim > 1 else values for name, values in predictions.more.items()}
     if problem is None:
         return columns
     probabilities = predictions.probabilities

@@ -91,7 +91,7 @@ class RunRecord:
             raise ConfigError(f"{folder}: {' and '.join(missing)} missing; expected the folder of a run that has ended (state.json tells)")
         text = (folder / "resolved.yaml").read_text(encoding="utf-8")
         experiment = yaml.load(text, Yaml12Loader)
-        problem = experiment["task"]["problem"]
+        problem = experiment["task"].get("problem")
         return cls(
             folder=folder,
             resolved_text=text,
@@ -100,7 +100,9 @@ class RunRecord:
             rows=list(Rows(folder / "metrics.jsonl").read()),
             events=list(Rows(folder / "events.jsonl").read()),
             starts=read_starts(folder),
-            outcomes={s: read_outcomes(path, problem) for s in SPLITS if (path := folder / "predictions" / f"{s}.parquet").is_file()},
+            outcomes={}
+            if problem is None
+            else {s: read_outcomes(path, problem) for s in SPLITS if (path := folder / "predictions" / f"{s}.parquet").is_file()},
             evaluations=list(Rows(folder / "evaluations.jsonl").read()),
             checks=json_file(folder / "checks.json"),
         )
@@ -116,8 +118,9 @@ class RunRecord:
         return self.experiment["task"]
 
     @property
-    def problem(self) -> Problem:
-        return self.task["problem"]
+    def problem(self) -> Problem | None:
+        """What kind of label the task gives; None where it gives none, and then there are no outcomes."""
+        return self.task.get("problem")
 
     @property
     def best_metric(self) -> str:

@@ -22,6 +22,7 @@ from jaxtune.evaluation.sections.data import data
 from jaxtune.evaluation.sections.headline import headline
 from jaxtune.evaluation.sections.parts import parts
 from jaxtune.evaluation.sections.quality import quality, quality_figures
+from jaxtune.evaluation.sections.samples import samples
 from jaxtune.evaluation.sections.seen import Seen
 from jaxtune.evaluation.sections.story import story, story_figures
 
@@ -41,7 +42,7 @@ def write_report(folder: Path, records: Records | None = None) -> Path:
     (folder / "plots").mkdir(exist_ok=True)
     for name, figure in figures.items():
         write_whole(folder / "plots" / f"{name}.svg", figure.file)
-    told = headline(seen) | quality(seen) | calibration(seen) | parts(seen) | data(seen) | story(seen)
+    told = headline(seen) | quality(seen) | calibration(seen) | parts(seen) | data(seen) | samples(seen) | story(seen)
     page = render(figures=figures, **_facts(seen), **told)
     write_whole(folder / "report.html", page)
     return folder / "report.html"

@@ -18,6 +18,7 @@ from jaxtune.data.settings import Data
 from jaxtune.experiment import Experiment
 from jaxtune.models.blueprint import Flat
 from jaxtune.prepare import Prepared, batch_widths, prepare
+from jaxtune.reference import add_read
 from jaxtune.session import Session
 from jaxtune.training.stage import Programs
 
@@ -75,7 +76,9 @@ class Workbench:
         evaluators = self.evaluators.get(model)
         if evaluators is None:
             evaluators = self.evaluators[model] = known.evaluators
-        return replace(known, subject=prepared, given=experiment, programs=self.programs, evaluators=evaluators)
+        session = replace(known, subject=prepared, given=experiment, programs=self.programs, evaluators=evaluators)
+        add_read(session)
+        return session
 
     def prepare(self, experiment: Experiment) -> Prepared:
         """The experiment's data; what concerns batches alone is made anew, the encoded examples are not."""

@@ -29,6 +29,7 @@ from jaxtune.selection.lr_plot import plot
 from jaxtune.selection.race import FACTOR, Race, pressed, rates_around, run_race
 from jaxtune.selection.rate_rule import Reading, Smoothed, reached, read, smooth
 from jaxtune.selection.short_trainings import ShortTrainings
+from jaxtune.reference import add_read
 from jaxtune.session import Compiled, Session
 
 BROKEN = 4.0  # a test ends when the running loss is so many times its lowest
@@ -122,6 +123,7 @@ def lr_test(
     began = time.perf_counter()
     session = Session.open(prepare(experiment), experiment.mesh.build())
     session.check()
+    add_read(session)
     trainings = ShortTrainings(session, phase)
     told(step_line(trainings.compiled))
     folder = None if place is None else RunFolder.create(place, f"{experiment.name}-lr-test")

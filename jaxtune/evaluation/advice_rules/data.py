@@ -41,6 +41,8 @@ def leak(evidence: Evidence) -> Finding | None:
 
 
 def label_noise(evidence: Evidence) -> Finding | None:
+    if evidence.record.problem is None:
+        return None
     smoothed = evidence.record.task["loss"].get("label_smoothing")
     change = ("task.loss.label_smoothing=0.1",) if smoothed == 0 else ()
     checked = section(evidence.record.checks, "suspects")
@@ -70,8 +72,7 @@ def section(checks: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def imbalance(evidence: Evidence) -> Finding | None:
     counts = {label: count for label, count in evidence.counts.items() if count}
-    weights = evidence.record.task["loss"].get("class_weights")
-    if len(counts) < 2 or evidence.record.problem != "single_label" or weights != "none":
+    if len(counts) < 2 or evidence.record.problem != "single_label" or evidence.record.task["loss"].get("class_weights") != "none":
         return None
     common, rare = max(counts, key=lambda c: counts[c]), min(counts, key=lambda c: counts[c])
     ratio = counts[common] / counts[rare]

@@ -236,8 +236,8 @@ class Evidence:
 
     @property
     def knows_guess(self) -> bool:
-        task = self.record.task
-        return task["loss"]["kind"] == "cross_entropy" and self.record.problem == "single_label" and sum(self.counts.values()) > 0
+        kind = self.record.task["loss"]["kind"] if self.record.problem == "single_label" else None
+        return kind == "cross_entropy" and sum(self.counts.values()) > 0
 
     def noise(self, value: float) -> float:
         """Standard error of a metric of this value on the validation rows; of a metric that is no share, 2 % of it."""

@@ -48,7 +48,7 @@ def overfitting(evidence: Evidence) -> Finding | None:
 
 def held_back(evidence: Evidence, phase: PhaseSeen) -> tuple[str, ...]:
     """What makes learning by heart harder: for texts dropout twice as strong as is given, for images weight decay (not all families drop)."""
-    if not str(evidence.record.task["kind"]).startswith("text"):
+    if evidence.record.problem is None or not str(evidence.record.task["kind"]).startswith("text"):
         return (f"{phase.key}.optimizer.weight_decay={max(0.05, 2 * phase.settings['optimizer'].get('weight_decay', 0.0)):g}",)
     given = evidence.experiment["model"].get("dropout")
     old = given.get("hidden") if isinstance(given, dict) else None

@@ -131,7 +131,7 @@ def _speed(record: RunRecord) -> str:
     result, said = record.result, []
     if "examples_per_second" in result:
         said.append(f"{wording.count(number(result['examples_per_second']))} examples")
-    if record.task["kind"].startswith("text") and "tokens_per_second" in result:
+    if "image" not in record.task and "tokens_per_second" in result:
         said.append(f"{wording.count(number(result['tokens_per_second']))} tokens")
     speed = f"In training {' and '.join(said)} a second." if said else ""
     return f"{speed} {wording.memory(result['peak_memory_bytes'])} of memory at the most." if result.get("peak_memory_bytes") else speed
