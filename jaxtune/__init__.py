@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxtune.core.errors import JaxtuneError
     from jaxtune.core.weighted import Weighted
     from jaxtune.experiment import Experiment, load_experiment
+    from jaxtune.generating import generate, stream
     from jaxtune.models.family import Family
     from jaxtune.run import run
     from jaxtune.search.run import search
@@ -31,6 +32,8 @@ _HOMES = {
     "export_model": "jaxtune.api",
     "evaluate": "jaxtune.api",
     "predict": "jaxtune.api",
+    "generate": "jaxtune.generating",
+    "stream": "jaxtune.generating",
     "Task": "jaxtune.tasks.base",
     "Family": "jaxtune.models.family",
     "Weighted": "jaxtune.core.weighted",
@@ -38,7 +41,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Experiment", "Family", "JaxtuneError", "Task", "Weighted", "evaluate", "export_model", "load_experiment", "load_model", "predict", "run", "search", "train",
+    "Experiment", "Family", "JaxtuneError", "Task", "Weighted", "evaluate", "export_model", "generate", "load_experiment", "load_model", "predict", "run", "search",
+    "stream", "train",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

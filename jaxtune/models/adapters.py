@@ -257,7 +257,11 @@ def quantize_layers(module: nnx.Module, form: Format) -> None:
     """
     found = {path: linear for path, linear in dense_layers(module).items() if path.startswith("layers.")}
     odd = sorted(
-        {f"{stack.whole(path)} has {linear.kernel.shape[-2]}" for path, linear in found.items() if not fits(linear.kernel.shape[-2], form)}
+        {
+            f"{stack.whole(path)} has {kernel_shape(linear)[-2]}"
+            for path, linear in found.items()
+            if not fits(kernel_shape(linear)[-2], form)
+        }
     )
     if odd:
         raise ConfigError([f"model.quantize: {form} needs inputs in blocks of {BLOCK}, but {text}; use int8" for text in odd])
@@ -267,7 +271,7 @@ def quantize_layers(module: nnx.Module, form: Format) -> None:
     if any(stack.is_stacked(key) for key in experts):
         raise ConfigError(f"model.quantize: the kernels of experts ({stack.whole(experts[0])}) cannot be quantized; leave it out")
     for linear in found.values():
-        linear.kernel = QuantizedKernel(linear.kernel.shape, form)
+        linear.kernel = QuantizedKernel(kernel_shape(linear), form)
 
 
 def magnitudes(values: Mapping[str, Any], given: Iterable[str]) -> dict[str, jax.Array]:
