@@ -159,9 +159,9 @@ FAULTS: dict[str, tuple[str, str, Callable[[], Settings]]] = {
     "rate x 100": ("peak 0.3 in place of 0.003", "rate_too_high", change(**{f"{PEAK}__peak": 0.3})),
     "rate / 1000": ("peak 3e-6", "rate_too_low", change(**{f"{PEAK}__peak": 3e-6})),
     "no warm-up": (
-        "a rate of 0.003, of the new head 0.09, from the first step on",
+        "a rate of 0.003, of the new head 0.3, from the first step on",
         "no_warmup",
-        change(phases__0__optimizer__head_rate=30.0, **{PEAK: {"kind": "linear", "peak": 3e-3, "warmup": 0.0}}),
+        change(phases__0__optimizer__head_rate=100.0, **{PEAK: {"kind": "linear", "peak": 3e-3, "warmup": 0.0}}),
     ),
     "one width": ("every batch padded to 64 tokens", "padding", change(data__widths=[64], data__max_tokens=64)),
     "60 rows": (
@@ -189,11 +189,17 @@ FAULTS: dict[str, tuple[str, str, Callable[[], Settings]]] = {
     "one evaluation": ("at the end only", "evaluated_rarely", change(evaluation__every_steps=None)),
     "batch of 2": ("2 examples a step", "batch_small", change(texts(own=0.4), data__batch_size=2, phases__0__epochs=2)),
     "stopped while learning": (
-        "2 epochs",
+        "4 epochs at a third of the rate, on texts whose topic is less plain",
         "best_at_end",
-        change(phases__0__epochs=2, evaluation__every_steps=3, **{PEAK: {"kind": "constant", "rate": 1.5e-3, "warmup": 0.1}}),
+        change(
+            texts(own=0.45), phases__0__epochs=4, evaluation__every_steps=4, **{PEAK: {"kind": "constant", "rate": 1e-3, "warmup": 0.1}}
+        ),
     ),
-    "wrong labels": ("8 % of the labels changed", "label_noise", change(texts(wrong=0.08), evaluation__label_check=True)),
+    "wrong labels": (
+        "8 % of the labels changed, in texts whose topic is plain",
+        "label_noise",
+        change(texts(wrong=0.08, own=0.8), evaluation__label_check=True),
+    ),
 }
 HEALTHY: dict[str, tuple[str, Callable[[], Settings]]] = {
     "texts": ("one phase", healthy),
