@@ -40,6 +40,11 @@ from jaxtune.run import run
 
 POSITIONS = 64
 SEED = int(os.environ.get("ADVICE_SEED", "1"))  # of texts and trainings; thresholds were set with 1
+# Stands under the table: these runs are no test of rules that had never seen them.
+HISTORY = (
+    "Three faults (no warm-up, stopped while learning, wrong labels) were made plainer after the rules, as they are now, had missed them: with the "
+    "faults as first planted 22 of 28 were named over seeds 1 and 2, and 6 of 6 healthy runs told nothing (2026-11-24)."
+)
 
 
 class Busy(RandomDeletion):
@@ -266,9 +271,7 @@ def write(rows: list[dict[str, Any]], seconds: float) -> None:
         change = next((" ".join(row["said"]["change"]) for row in mine if row["said"] and row["said"]["change"]), "")
         return [name, mine[0]["fault"], f"{sum(row['right'] for row in mine)} of {len(mine)}", f"`{change}`" if change else "–"]
 
-    tuned = "The thresholds were set while looking at " + (
-        "these runs." if set(seeds) == {"1"} else "seed 1; nothing was changed for the others."
-    )
+    tuned = f"The thresholds were set while looking at seed 1. {HISTORY}"
     table = {
         "title": "Advice on planted faults",
         "columns": ["planted fault", "what was done", "named", "change it proposes"],
