@@ -32,6 +32,7 @@ from jaxtune.parallel import hosts
 from jaxtune.parallel.mesh import Mesh
 from jaxtune.prepare import prepare
 from jaxtune.run import run
+from jaxtune.selection.catalogue import KnownModel
 from jaxtune.session import Session
 from jaxtune.tasks.text_classification import TextClassification
 from jaxtune.training.optimizers.adam import AdamW
@@ -89,7 +90,7 @@ def file_of(cls: type) -> str:
     return PACKAGE.parent.joinpath(*cls.__module__.split(".")).with_suffix(".py").as_posix()
 
 
-HANDED_ON = {Rates}  # dumped as a whole, into DropoutRates
+HANDED_ON = {Rates, KnownModel}  # dumped as a whole: into DropoutRates, into choose.json
 
 
 def is_read(cls: type[Component], name: str) -> bool:

@@ -92,7 +92,16 @@ def test_resolved_reads_back(trained: Trained, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_predictions_give_the_metrics(trained: Trained, split: str):
     table = pq.read_table(trained.run / "predictions" / f"{split}.parquet").to_pydict()
-    assert list(table) == ["row", "predicted", "confidence", *(f"probability {name}" for name in tiny_run.LABELS), "label", "loss"]
+    assert list(table) == [
+        "row",
+        "predicted",
+        "confidence",
+        *(f"probability {name}" for name in tiny_run.LABELS),
+        "label",
+        "loss",
+        "key",
+        "tokens",
+    ]
     assert table["row"] == sorted(set(table["row"])) and len(table["row"]) == 24
     assert table["label"] == [list(tiny_run.LABELS)[row // 40] for row in table["row"]]
     right = np.mean([found == label for found, label in zip(table["predicted"], table["label"], strict=True)])

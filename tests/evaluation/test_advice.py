@@ -218,6 +218,11 @@ def test_the_better_direction_of_a_metric_of_ones_own(values: tuple[float, ...],
     assert not Evidence.of(replace(record, experiment={"task": {"best": "loss"}})).higher_is_better
 
 
+def test_a_lucky_first_batch_at_a_tiny_rate_is_no_rate_that_is_too_high(tmp_path: Path):
+    flat = replace(CASES["rate_too_low"][0], train=lambda done: GUESS if done == 0 else 1.3 - 0.05 * done, noise=0.02)
+    assert set(told(flat, tmp_path / "run")) & {"rate_too_high", "rate_too_low"} == {"rate_too_low"}
+
+
 def test_near_copies_are_a_leak_that_no_setting_mends(tmp_path: Path):
     near = {"near_duplicates": {"state": "done", "rows": 500, "pairs": 9, "near_training": {"validation": 0, "test": 7}}}
     found = told(replace(HEALTHY, checks=near), tmp_path / "run")["leak"]

@@ -233,7 +233,10 @@ def test_ctrl_c_ends_it_cleanly(runs: Path, words: tuple[str, ...]):
         connection.request("GET", "/runs.json")
         assert len(json.loads(connection.getresponse().read())["runs"]) == 2
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        try:
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()  # or leaving the block would wait for a process that goes on
         connection.close()
     assert process.returncode == 0, err
     if words:

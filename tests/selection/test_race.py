@@ -83,7 +83,9 @@ def test_a_pressed_schedule_keeps_the_mean_and_the_peak(schedule: Schedule) -> N
     shares = np.array(pressed(schedule, 1000, 40))
     whole = np.array([schedule.at(step, 1000) for step in range(1000)]) / 1e-3
     assert shares.mean() == pytest.approx(whole.mean(), rel=0.05)
-    assert len(shares) == 40 and shares.max() <= 1.0 and shares.max() == pytest.approx(whole.max(), rel=0.1)  # a peak of one step is a mean with its neighbours here
+    assert (
+        len(shares) == 40 and shares.max() <= 1.0 and shares.max() == pytest.approx(whole.max(), rel=0.1)
+    )  # a peak of one step is a mean with its neighbours here
 
 
 def test_a_phase_of_the_same_length_is_not_pressed() -> None:

@@ -47,7 +47,9 @@ def too_high(evidence: Evidence) -> Finding | None:
             continue
         rise = leap(evidence, phase)
         warmed = (phase.settings["optimizer"].get("schedule") or {}).get("warmup", 0) > 0
-        lost = not recovered(evidence, phase) and (rise > LEAP or phase.end > 1.1 * max(evidence.guess, begun_at(evidence, phase)))
+        first = median(phase.loss[: max(3, len(phase) // 10)])  # one lucky batch at the beginning is no level that was lost
+        higher = phase.end > max(first, 1.1 * max(evidence.guess, begun_at(evidence, phase)))
+        lost = not recovered(evidence, phase) and (rise > LEAP or higher)
         late = recovered(evidence, phase) and rise > 2 * LEAP and (warmed or phase.peak_place > EARLY)
         if lost or late or stuck(evidence, phase):
             return Finding(
