@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from encoder_cpu import commit, machine, shares, usage
-from lm.job import Batches, Job
+from lm.job import Job
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent / ".cache" / "models" / "SmolLM2-135M-Instruct"
@@ -50,7 +50,9 @@ VARIANTS = tuple(Variant(side, precision) for precision in ("bfloat16", "float32
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch-python", default=os.environ.get("TORCH_PYTHON"), help="Python with torch, transformers, peft; or TORCH_PYTHON")
+    parser.add_argument(
+        "--torch-python", default=os.environ.get("TORCH_PYTHON"), help="Python with torch, transformers, peft; or TORCH_PYTHON"
+    )
     parser.add_argument("--tunix-python", default=os.environ.get("TUNIX_PYTHON"), help="Python with google-tunix; or TUNIX_PYTHON")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256, help="limit of a row; longer ones are left out")
@@ -89,9 +91,7 @@ class Bench:
         from jaxtune.adapter_export import write_adapter
 
         o = self.options
-        experiment = experiment_of(
-            MODEL, "float32", rows=o.rows, tokens=o.tokens, steps=o.steps, rate=o.rate, weight_decay=o.weight_decay
-        )
+        experiment = experiment_of(MODEL, "float32", rows=o.rows, tokens=o.tokens, steps=o.steps, rate=o.rate, weight_decay=o.weight_decay)
         session = open_session(experiment)
         self.batches = planned(session, o.steps)
         self.batches.write(self.folder / "batches.npz")

@@ -145,7 +145,9 @@ def branch(
     _, step = open_checkpoint(experiment, parent, "best")
     after = overridden(experiment, changes)
     if isinstance(after.model.adapter, Peft) and after.model.adapter == experiment.model.adapter:
-        raise ConfigError("model.adapter: the run's adapter is merged into the branch's base; say model.adapter=null, or which one comes next")
+        raise ConfigError(
+            "model.adapter: the run's adapter is merged into the branch's base; say model.adapter=null, or which one comes next"
+        )
     base = parent.path / "branches" / f"step-{step}"
     if not (base / "config.json").is_file():
         export_model(parent.path, base, whole=True)

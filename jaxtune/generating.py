@@ -76,7 +76,9 @@ def writer(loaded: LoadedModel, settings: Generation | None, batch_size: int) ->
     """
     subject = loaded.session.subject
     if not isinstance(subject.task, CausalLM):
-        raise ConfigError(f"the run's task is {type(subject.task).__name__}, which writes nothing; expected a run with task.kind: causal_lm")
+        raise ConfigError(
+            f"the run's task is {type(subject.task).__name__}, which writes nothing; expected a run with task.kind: causal_lm"
+        )
     own = subject.experiment.evaluation.answers
     chosen = settings or (Generation() if own is None else own.generation)
     return subject.task, loaded.session.generator(loaded.blueprint, chosen, batch_size)

@@ -37,7 +37,11 @@ def add_read(session: Session, *, training: bool = True) -> None:
     if prepared.task.needs_reference:
         add_reference(session)
     if teacher is not None:
-        key = {"teacher": teacher.model_dump(mode="json"), "dtype": prepared.experiment.model.dtype, "rows": digest(prepared.splits["train"])}
+        key = {
+            "teacher": teacher.model_dump(mode="json"),
+            "dtype": prepared.experiment.model.dtype,
+            "rows": digest(prepared.splits["train"]),
+        }
         add_teacher(session, teacher, cache.fingerprint(key))
 
 
@@ -80,9 +84,7 @@ def add_reference(session: Session) -> None:
         }
     )
     stored, _ = cache.load_or_build(cache_folder("reference"), key, build)
-    session.subject = replace(
-        prepared, splits={name: with_columns(examples, stored.columns) for name, examples in prepared.splits.items()}
-    )
+    session.subject = replace(prepared, splits={name: with_columns(examples, stored.columns) for name, examples in prepared.splits.items()})
 
 
 def with_columns(examples: Examples, more: Mapping[str, Any]) -> Examples:

@@ -378,6 +378,7 @@ def export_run(
         trained=trained,
         labels=subject.names,
         problem=None if subject.problem is None else HF_PROBLEM[subject.problem],
+        language=subject.outputs == "language",
         files=files,
     )
     if wanted == "both":

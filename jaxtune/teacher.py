@@ -54,7 +54,9 @@ def add_teacher(session: Session, teacher: Teacher, key: str) -> None:
     base = open_teacher(prepared, teacher)
     assert base.checkpoint is not None
     stored, _ = cache.load_or_build(
-        cache_folder("teacher"), cache.fingerprint({"key": key, "files": base.checkpoint.fingerprint}), lambda: listen(session, teacher, base)
+        cache_folder("teacher"),
+        cache.fingerprint({"key": key, "files": base.checkpoint.fingerprint}),
+        lambda: listen(session, teacher, base),
     )
     train = prepared.splits["train"]
     weight = train.columns["token_weight"]

@@ -73,7 +73,9 @@ def record(name: str, bases: Path, output: Path) -> None:
             elif "modules_to_save" in parameter_name:
                 value.add_(0.1 * torch.randn_like(value))
         stored = load_file(folder / "reference.safetensors")
-        inputs = {key: torch.from_numpy(stored[key]) for key in ("input_ids", "attention_mask", "token_type_ids", "position_ids") if key in stored}
+        inputs = {
+            key: torch.from_numpy(stored[key]) for key in ("input_ids", "attention_mask", "token_type_ids", "position_ids") if key in stored
+        }
         logits = model(**inputs).logits
         plain = torch.from_numpy(stored["logits"])
         assert (logits - plain).abs().max() > 0.01, f"{name}: the adapter changes nothing"
@@ -103,7 +105,11 @@ def record_nf4(output: Path) -> None:
     weights = torch.from_numpy(matrix())
     codes, state = bnb.quantize_4bit(weights, blocksize=64, quant_type="nf4")
     found = {"weights": matrix(), "codes": codes.numpy(), "absmax": state.absmax.numpy(), "levels": state.code.numpy()}
-    save_file({**found, "dequantized": bnb.dequantize_4bit(codes, state).numpy()}, output / "nf4.safetensors", metadata=versions("bitsandbytes", "torch"))
+    save_file(
+        {**found, "dequantized": bnb.dequantize_4bit(codes, state).numpy()},
+        output / "nf4.safetensors",
+        metadata=versions("bitsandbytes", "torch"),
+    )
 
 
 def record_int8(output: Path) -> None:

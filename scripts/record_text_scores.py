@@ -31,7 +31,31 @@ PAIRS = [
     ("one", "one two three four five six seven"),
     ("ab", "abc"),
 ]
-WORDS = "the a of to in and market firm profit film star wins award game team says new deal minister law tax vote plan".split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "to",
+    "in",
+    "and",
+    "market",
+    "firm",
+    "profit",
+    "film",
+    "star",
+    "wins",
+    "award",
+    "game",
+    "team",
+    "says",
+    "new",
+    "deal",
+    "minister",
+    "law",
+    "tax",
+    "vote",
+    "plan",
+]
 
 
 def main() -> None:

@@ -32,7 +32,22 @@ LEVELS: dict[str, int] = {
     "__init__": 10, "__main__": 10,
 }  # fmt: skip
 # Where all parts meet there is an order too: a file imports earlier ones only.
-MEETING = ["experiment", "prepare", "adjust", "model_session", "adapter_export", "session", "teacher", "reference", "findings", "recorder", "run", "api", "soup", "generating"]
+MEETING = [
+    "experiment",
+    "prepare",
+    "adjust",
+    "model_session",
+    "adapter_export",
+    "session",
+    "teacher",
+    "reference",
+    "findings",
+    "recorder",
+    "run",
+    "api",
+    "soup",
+    "generating",
+]
 
 # Outside package -> the files or folders that may import it.
 DOORS: dict[str, tuple[str, ...]] = {

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 CHAT = Path(__file__).resolve().parent / "references" / "chat"
-WORDS = "sun moon star tree leaf river stone cloud wind rain snow fire".split()
+WORDS = ["sun", "moon", "star", "tree", "leaf", "river", "stone", "cloud", "wind", "rain", "snow", "fire"]
 CONFIG: dict[str, Any] = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 400, "hidden_size": 32, "intermediate_size": 48,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
@@ -29,7 +29,11 @@ def write_model(folder: Path, seed: int = 0, **config: Any) -> Path:
     (folder / "config.json").write_text(json.dumps(values))
     width, inner, rows = values["hidden_size"], values["intermediate_size"], values["vocab_size"]
     pair = width // values["num_attention_heads"] * values["num_key_value_heads"]
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, width), "lm_head.weight": (rows, width), "model.norm.weight": (width,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (rows, width),
+        "lm_head.weight": (rows, width),
+        "model.norm.weight": (width,),
+    }
     for layer in range(values["num_hidden_layers"]):
         own = {
             "self_attn.q_proj": (width, width), "self_attn.k_proj": (pair, width), "self_attn.v_proj": (pair, width),

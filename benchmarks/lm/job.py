@@ -7,7 +7,6 @@ import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from encoder.job import Marks, versions

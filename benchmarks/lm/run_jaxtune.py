@@ -24,9 +24,7 @@ from jaxtune.training.loop import Stepped
 EXPERIMENT = Path(__file__).resolve().parents[2] / "configs" / "lm" / "smollm2_headlines.yaml"
 
 
-def experiment_of(
-    model: Path | str, precision: str, *, rows: int, tokens: int, steps: int, rate: float, weight_decay: float
-) -> Experiment:
+def experiment_of(model: Path | str, precision: str, *, rows: int, tokens: int, steps: int, rate: float, weight_decay: float) -> Experiment:
     """The experiment file with the sizes of the benchmark, a constant rate, and nothing but training."""
     optimizer = f"{{kind: adamw, weight_decay: {weight_decay}, clip_norm: 1.0, schedule: {{kind: constant, rate: {rate}}}}}"
     changes = [

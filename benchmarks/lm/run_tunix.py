@@ -89,7 +89,9 @@ def main() -> None:
     trainer = Watched(with_adapter(model, Path(job.adapter)), optimizer, config).with_gen_model_input_fn(inputs)
     trainer.marks, trainer.losses = marks, []
     rows = zip(batches.tokens, batches.mask, batches.weight, strict=True)
-    trainer.train([peft_trainer.TrainingInput(input_tokens=np.where(mask > 0, tokens, -1), input_mask=weight) for tokens, mask, weight in rows])
+    trainer.train(
+        [peft_trainer.TrainingInput(input_tokens=np.where(mask > 0, tokens, -1), input_mask=weight) for tokens, mask, weight in rows]
+    )
     job.finish(marks, trainer.losses, "google-tunix", "jax", "jaxlib", "flax", "qwix", "optax", "numpy")
 
 

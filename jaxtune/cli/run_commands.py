@@ -98,9 +98,12 @@ def predict(
     run: Run,
     source: Annotated[str | None, typer.Argument(metavar="[INPUT]", help="New data of the same kind: a file or a folder.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="OUT", help="A .csv, .jsonl or .parquet file to write.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Language models: answer this, on the terminal, as it comes; in place of INPUT.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Language models: answer this, on the terminal, as it comes; in place of INPUT.")
+    ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Language models: how to write, e.g. temperature=0.7 max_new_tokens=200.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Language models: how to write, e.g. temperature=0.7 max_new_tokens=200."),
     ] = None,
     json: Json = False,
     debug: Debug = False,

@@ -160,7 +160,9 @@ def watch(
 
 @app.command(short_help="The average of several runs' weights.")
 def soup(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN[@STEP]", help="Runs from the same base; the best checkpoint, or that of a step.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN[@STEP]", help="Runs from the same base; the best checkpoint, or that of a step.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where to write the model.")],
     weights: Annotated[str | None, typer.Option(metavar="W,W", help="The share of each, such as 0.7,0.3; equal ones otherwise.")] = None,
     greedy: Annotated[

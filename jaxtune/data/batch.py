@@ -44,7 +44,9 @@ FIELDS: dict[str, Field] = {
     "image": Field("B Y X C", "float32", 0, "channels last; uint8 until it is normalised on the device"),
     "label": Field("B", "int32", 0, "class number"),
     "target": Field("B C", "float32", 0, "one number per output: several labels, regression or soft labels"),
-    "reference": Field("B C", "float32", 0, "what the model said of an example before training: the log-probabilities of both answers of a pair"),
+    "reference": Field(
+        "B C", "float32", 0, "what the model said of an example before training: the log-probabilities of both answers of a pair"
+    ),
     "teacher_tokens": Field("B T J", "int32", 0, "the tokens that a teacher holds likeliest at this place, given those before it"),
     "teacher_log_probability": Field("B T J", "float32", 0, "log-probability of each of them by the teacher; 0 where no loss is"),
     "loss_weight": Field("B", "float32", 0, "weight in loss and metrics; 0 in rows that only fill up the batch"),

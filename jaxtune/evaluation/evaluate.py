@@ -119,6 +119,4 @@ def gather(kept: list[dict[str, np.ndarray]]) -> Predictions:
     rows = real[np.argsort(joined["id"][real], kind="stable")]
     found = {name: values[rows] for name, values in joined.items()}
     nothing = np.zeros((len(rows), 0), np.float32)
-    return Predictions(
-        found.pop("id"), found.pop("logits", nothing), found.pop("probabilities", nothing), found.pop("loss"), more=found
-    )
+    return Predictions(found.pop("id"), found.pop("logits", nothing), found.pop("probabilities", nothing), found.pop("loss"), more=found)

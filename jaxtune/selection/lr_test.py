@@ -22,6 +22,7 @@ from jaxtune.evaluation import charts
 from jaxtune.experiment import Experiment
 from jaxtune.parallel import hosts
 from jaxtune.prepare import prepare
+from jaxtune.reference import add_read
 from jaxtune.run_folder import RunFolder, runs_folder
 from jaxtune.selection.batch_size import BatchSizes, batch_sizes
 from jaxtune.selection.lr_advice import Advice, advise
@@ -29,7 +30,6 @@ from jaxtune.selection.lr_plot import plot
 from jaxtune.selection.race import FACTOR, Race, pressed, rates_around, run_race
 from jaxtune.selection.rate_rule import Reading, Smoothed, reached, read, smooth
 from jaxtune.selection.short_trainings import ShortTrainings
-from jaxtune.reference import add_read
 from jaxtune.session import Compiled, Session
 
 BROKEN = 4.0  # a test ends when the running loss is so many times its lowest

@@ -159,7 +159,9 @@ class Task(Component):
         """The evaluation's loss of a batch, and what is known of each example: `loss` f32[B] and arrays [B, ...] of the task's own."""
 
     @abstractmethod
-    def predict(self, model: nnx.Module, batch: Mapping[str, jax.Array], noise: Dropout | None = None, training: bool = False) -> Predictions:
+    def predict(
+        self, model: nnx.Module, batch: Mapping[str, jax.Array], noise: Dropout | None = None, training: bool = False
+    ) -> Predictions:
         """What the model says of each example, without looking at the answers; arrays [B, ...]."""
 
     # -- metrics --------------------------------------------------------------------------------------------------------

@@ -154,7 +154,9 @@ class LabelledTask(Task):
 
     # -- on the device --------------------------------------------------------------------------------------------------
 
-    def predict(self, model: nnx.Module, batch: Mapping[str, jax.Array], noise: Dropout | None = None, training: bool = False) -> Predictions:
+    def predict(
+        self, model: nnx.Module, batch: Mapping[str, jax.Array], noise: Dropout | None = None, training: bool = False
+    ) -> Predictions:
         """logits and probabilities, f32[B, C]; for regression the logits are the values."""
         features = model(self.prepare(batch), noise, training)  # type: ignore[operator]
         logits = model.head(features, noise).astype(jnp.float32)  # type: ignore[attr-defined]

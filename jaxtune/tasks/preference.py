@@ -51,8 +51,12 @@ class Preference(Task):
         description="dpo: sigmoid of the log-odds against the reference (arXiv 2305.18290); ipo: their square distance from 1 / (2 beta), per "
         "token (2310.12036); orpo: likelihood of the preferred answer plus odds ratio, without a reference (2403.07691)",
     )
-    beta: Annotated[float, Field(gt=0)] = Field(default=0.1, description="how far the model may move from the reference; orpo: weight of the odds ratio")
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(default=0.0, description="dpo: share of pairs that are taken to be the wrong way round")
+    beta: Annotated[float, Field(gt=0)] = Field(
+        default=0.1, description="how far the model may move from the reference; orpo: weight of the odds ratio"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.0, description="dpo: share of pairs that are taken to be the wrong way round"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -94,7 +98,9 @@ class Preference(Task):
         problems = [problem for name in self.content for problem in check_texts(columns[name], used, name)]
         same = tuple(row for row in used if columns[self.chosen][row] == columns[self.rejected][row])
         if same:
-            problems.append(Problem(f'{len(same)} pairs have the same text in "{self.chosen}" and "{self.rejected}"', "leave them out", same))
+            problems.append(
+                Problem(f'{len(same)} pairs have the same text in "{self.chosen}" and "{self.rejected}"', "leave them out", same)
+            )
         return problems
 
     def outputs(self, names: Sequence[str]) -> Outputs:
@@ -156,7 +162,9 @@ class Preference(Task):
 
     # -- on the device --------------------------------------------------------------------------------------------------
 
-    def predict(self, model: nnx.Module, batch: Mapping[str, jax.Array], noise: Dropout | None = None, training: bool = False) -> Predictions:
+    def predict(
+        self, model: nnx.Module, batch: Mapping[str, jax.Array], noise: Dropout | None = None, training: bool = False
+    ) -> Predictions:
         """log_probability and tokens f32[B, 2] of the two answers."""
         reading, segments = read(model, batch, noise, training=training), behind(batch["segment_ids"])
         by_side = [reading.weight * (segments == side) for side in SIDES]

@@ -26,8 +26,12 @@ class Teacher(Component):
 
     base: str = Field(description="the teacher: hub id, folder or package:// address of a model with the same tokenizer")
     top_k: int = Field(default=32, ge=1, description="how many of its likeliest tokens are kept of each position; the others count as one")
-    temperature: Annotated[float, Field(gt=0)] = Field(default=2.0, description="divides the logits of both models; higher: less likely tokens count more")
-    weight: Annotated[float, Field(gt=0, le=1)] = Field(default=0.5, description="share of the teacher in the loss; the text itself has the rest")
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        default=2.0, description="divides the logits of both models; higher: less likely tokens count more"
+    )
+    weight: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="share of the teacher in the loss; the text itself has the rest"
+    )
 
     def distance(self, reading: Reading, batch: Mapping[str, jax.Array]) -> Float[Array, "B T"]:
         """temperature^2 KL(teacher | model) at each position with a loss, over the kept tokens and, as one, all others; 0 elsewhere.

@@ -12,7 +12,9 @@ from jaxtune.metrics.text.base import TextMetric, harmonic, plain_answer
 class ExactMatch(TextMetric):
     """`exact_match`: 1 where the answer is the reference, else 0."""
 
-    plain: bool = Field(default=True, description="capitals, punctuation, English articles and extra spaces make no difference, as in SQuAD")
+    plain: bool = Field(
+        default=True, description="capitals, punctuation, English articles and extra spaces make no difference, as in SQuAD"
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
