@@ -59,7 +59,7 @@ def stream(model: LoadedModel | str | Path, record: Mapping[str, Any] | str, set
     task, generator = writer(loaded, settings, 1)
     tokenizer = loaded.session.subject.processor.tokenizer
     assert tokenizer is not None
-    asked = task.from_text(record) if isinstance(record, str) else record
+    asked = task.from_text(record) if isinstance(record, str) else dict(record)
     (prompt,) = task.prompts([asked], tokenizer)
 
     def decode(tokens: Sequence[int]) -> str:

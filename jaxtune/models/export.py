@@ -27,6 +27,7 @@ SHARD_BYTES = 5 * 2**30
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json",
     "sentencepiece.bpe.model", "spiece.model", "preprocessor_config.json", "processor_config.json", "chat_template.jinja",
+    "generation_config.json",
 )  # fmt: skip
 
 

@@ -231,16 +231,14 @@ class CausalLM(Task):
         Raises:
             DataError: a record does not hold what the task reads.
         """
-        template, special = self.template(tokenizer), SpecialTokens.load(tokenizer)
+        template = self.template(tokenizer)
         out = []
         for record in records:
             if template is not None:
                 text = template.render(self.conversation(record, answered=False), prompt=True)
                 row = tokenizer.backend.encode(text, add_special_tokens=False).ids
             else:
-                text = record[self.prompt or self.text or ""]
-                passage = passages.of_text(text)
-                row = targets.encode(tokenizer, [passage], special, max_tokens=1 << 30, append_eos=False).columns["tokens"][0]
+                row = targets.begin(tokenizer, passages.of_text(record[self.prompt or self.text or ""]).text)
             out.append(np.asarray(row, np.int32))
         return out
 

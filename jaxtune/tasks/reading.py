@@ -25,9 +25,9 @@ class Reading:
     targets: Int[Array, "B T"]
     weight: Float[Array, "B T"]  # of the target; the head is applied where it is not 0
 
-    def loss(self, **settings: float) -> LanguageLoss:
-        """The cross-entropy and log-probability of every target; `settings` are those of `lm_loss`."""
-        return lm_loss(self.hidden, self.weights, self.targets, self.weight, **self.head, **settings)
+    def loss(self, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> LanguageLoss:
+        """The cross-entropy and log-probability of every target."""
+        return lm_loss(self.hidden, self.weights, self.targets, self.weight, **self.head, label_smoothing=label_smoothing, z_loss=z_loss)
 
     def log_probabilities(self, candidates: Int[Array, "B T J"], temperature: float) -> Float[Array, "B T J"]:
         """Of given tokens in the place of the target."""

@@ -95,6 +95,7 @@ class TargetReport:
         """Of all rows of `encode`."""
         full, kept, blurred = (np.asarray(examples.facts[name]) for name in ("full_length", "kept", "blurred"))
         tokens, weights = _flat(examples, "tokens"), _flat(examples, "token_weight")
+        assert examples.lengths is not None
         left, over = np.repeat(kept, examples.lengths), full > max_tokens
         dropped = over if over_length == "drop" else np.zeros_like(over)
         learned = tokens[weights > 0]
@@ -201,6 +202,13 @@ def _by_offsets(offsets: Sequence[tuple[int, int]], edge: int) -> int | None:
     if any(one > next_one for one, next_one in pairwise(ends)):
         return None
     return next((place for place, end in enumerate(ends) if end > edge), None)
+
+
+def begin(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a document that goes on behind `text`: with the special tokens before it, without those behind."""
+    lead, _ = _around(tokenizer)
+    ids = tokenizer.backend.encode(text, add_special_tokens=False).ids
+    return ids if ids[: len(lead)] == lead else [*lead, *ids]
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
