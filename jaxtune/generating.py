@@ -54,17 +54,25 @@ def generate(model: LoadedModel | str | Path, records: Any, settings: Generation
 
 
 def stream(model: LoadedModel | str | Path, record: Mapping[str, Any] | str, settings: Generation | None = None) -> Iterator[str]:
-    """One answer, in pieces of text as they come."""
+    """One answer, in pieces of text as they come; of beam search, which knows no token before it knows all, in one piece.
+
+    Raises:
+        ConfigError: the run is no language model, or the prompt is too long for it.
+        DataError: the record does not hold what the task reads.
+    """
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     task, generator = writer(loaded, settings, 1)
     tokenizer = loaded.session.subject.processor.tokenizer
     assert tokenizer is not None
     asked = task.from_text(record) if isinstance(record, str) else dict(record)
-    (prompt,) = task.prompts([asked], tokenizer)
+    (prompt,) = prompts = task.prompts([asked], tokenizer)
 
     def decode(tokens: Sequence[int]) -> str:
         return as_text(np.asarray(tokens, np.int32), tokenizer, generator.ends)
 
+    if generator.settings.beams > 1:
+        (tokens,) = generator(loaded.params, loaded.variables, prompts).tokens
+        return iter([decode(tokens.tolist())])
     return pieces(generator.stream(loaded.params, loaded.variables, prompt), decode)
 
 

@@ -68,16 +68,14 @@ class ModelSession:
         Raises:
             ModelError: the checkpoint does not fit.
             ConfigError: a phase's pattern matches nothing, or picks what is quantized; an adapter that nothing trains or that cannot be
-                exported as wanted.
+                exported as wanted; a fresh head for a language model.
         """
         experiment, family = subject.experiment, subject.base.family
         adapter = experiment.model.adapter
         attachment = None if adapter is None else adapter.open(subject.base, has_head=True)
         make = module_of(subject, attachment)
         blueprint, table = Blueprint.of(make), Table(family.rows())
-        same_labels = subject.names and subject.base.labels == subject.names
-        new_head = experiment.model.head == "new" or not same_labels
-        loading = plan_load(subject.base, blueprint, table, new_head)
+        loading = plan_load(subject.base, blueprint, table, has_new_head(subject))
         session = cls(subject, placement, table, blueprint, loading, trained_names(blueprint, experiment), experiment)
         if attachment is not None:
             session.attachment = attachment
@@ -242,6 +240,20 @@ def module_of(subject: Subject, attachment: Attachment | None, cuts: tuple[int, 
         subject.base.family, subject.outputs, seed=subject.experiment.seed, options=model.stack(cuts), dtype=model.dtype,
         adapter=attachment, quantize=None if model.quantize == "none" else model.quantize,
     )  # fmt: skip
+
+
+def has_new_head(subject: Subject) -> bool:
+    """Whether the head starts fresh: wanted so, or the checkpoint's has other labels. A language model's is a part of its base.
+
+    Raises:
+        ConfigError: a fresh head is wanted for a language model.
+    """
+    wanted = subject.experiment.model.head == "new"
+    if subject.outputs == "language":
+        if wanted:
+            raise ConfigError("model.head: found new; a language model predicts tokens with its base's own head; leave it out")
+        return False
+    return wanted or not (subject.names and subject.base.labels == subject.names)
 
 
 def per_layer_shapes(params: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:

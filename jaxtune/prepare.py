@@ -212,6 +212,11 @@ def load_base(experiment: Experiment) -> Base:
             f"model.base {base.reference} is a {base.family.model_type} model for {base.family.domain}s, but the task reads {experiment.task.domain}s; "
             f"choose a base for {experiment.task.domain}s or another task.kind"
         )
+    if experiment.task.outputs(()) == "language" and not base.family.generates:
+        raise ConfigError(
+            f"model.base {base.reference} is a {base.family.model_type} model, which predicts no next token; choose a decoder for "
+            "this task.kind (Llama, Qwen, Gemma and others; jaxtune describe families), or another task.kind"
+        )
     model = experiment.model
     if not base.family.stacked and (model.scan_layers != "auto" or model.remat != "none" or model.attention != "auto"):
         raise ConfigError(

@@ -18,6 +18,7 @@ from jaxtune.core.errors import ConfigError
 from jaxtune.core.folders import cache_folder
 from jaxtune.data import cache
 from jaxtune.data.examples import Examples, Ragged
+from jaxtune.parallel import hosts
 from jaxtune.session import Session
 from jaxtune.tasks.causal_lm import CausalLM
 from jaxtune.tasks.teacher import Teacher
@@ -38,7 +39,8 @@ def add_read(session: Session, *, training: bool = True) -> None:
         add_reference(session)
     if teacher is not None:
         key = {
-            "teacher": teacher.model_dump(mode="json"),
+            "teacher": teacher.model_dump(mode="json", exclude={"weight"}),
+            "vocabulary": prepared.base.family.vocabulary,
             "dtype": prepared.experiment.model.dtype,
             "rows": digest(prepared.splits["train"]),
         }
@@ -65,6 +67,8 @@ def add_reference(session: Session) -> None:
     prepared, model = session.prepared, session.prepared.experiment.model
 
     def build() -> Examples:
+        rows = sum(map(len, prepared.splits.values()))
+        hosts.say(f"the model as it is before training reads the {rows:,} pairs, once; its log-probabilities are kept in the cache")
         params, variables = session.load_base()
         values = np.zeros((len(prepared.scanned.records), 2), np.float32)
         for split in prepared.splits:

@@ -366,7 +366,8 @@ def export_run(
     if model.adapter is not None or model.quantize != "none":
         found = merged(session, values, phase)
         hosts.say(
-            f"merged {len(found.changed)} arrays in float32; a layer's outputs differ by at most {found.difference:.1g} of its greatest"
+            f"merged: {len(found.changed)} kernels in float32; compared with layer and adapter, outputs differ by at most {found.difference:.1g} "
+            "of the greatest"
         )
         values, trained = found.values, frozenset(name for name in trained if not kernel_beside(name)) | found.changed
     if subject.processor.image is not None:

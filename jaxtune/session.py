@@ -27,6 +27,7 @@ from jaxtune.data.pipeline import HostBatch, batches, template
 from jaxtune.data.plan import Plan
 from jaxtune.evaluation.evaluate import Evaluated
 from jaxtune.evaluation.features import FeatureTable, pooled_features
+from jaxtune.evaluation.generation import choose_questions
 from jaxtune.layers.dropout import Dropout
 from jaxtune.model_session import ModelSession
 from jaxtune.models.blueprint import Blueprint, Flat
@@ -83,7 +84,7 @@ class Session(ModelSession):
 
         Raises:
             ConfigError: batches that do not divide over the devices, schedules that do not fit their phases, patterns of
-                no_decay that match nothing, trackers that cannot work.
+                no_decay that match nothing, trackers that cannot work, answers that no row has room for.
         """
         experiment = self.prepared.experiment
         problems = [problem for tracker in experiment.tracking for problem in tracker.problems()]
@@ -101,6 +102,14 @@ class Session(ModelSession):
                 groups(sorted(self.trained[number]), phase.optimizer)
             except ConfigError as error:
                 problems += [f"phases.{number}.{problem}" for problem in error.problems]
+        answers, limit = experiment.evaluation.answers, self.prepared.base.family.max_tokens
+        for split in ("validation", "test"):
+            if answers is None or split not in self.prepared.splits:
+                continue
+            try:
+                choose_questions(self.prepared.splits[split], answers, max_tokens=limit, seed=experiment.seed)
+            except ConfigError as error:
+                problems += [f"evaluation.answers ({split}): {problem}" for problem in error.problems]
         if problems:
             raise ConfigError(dict.fromkeys(problems))
 

@@ -246,11 +246,15 @@ def choose(ingredients: Sequence[Ingredient]) -> tuple[list[Ingredient], float]:
         or one.meta["data"] != ingredients[0].meta["data"]
     ]
     loaded = [one.load() for one in ingredients]
-    problems += [
-        f"{one}: its parameters are not those of {ingredients[0]} (an adapter or another head); a greedy soup averages the parameters themselves"
-        for one, model in zip(ingredients, loaded, strict=True)
-        if shapes(model) != shapes(loaded[0]) or any(name.rpartition(".")[2] in PARTS for name in model.params)
-    ]
+    for one, model in zip(ingredients, loaded, strict=True):
+        if any(name.rpartition(".")[2] in PARTS for name in model.params):
+            problems.append(
+                f"{one} has an adapter, and a greedy soup averages the parameters as they trained; leave --greedy out: adapters are merged then"
+            )
+        elif shapes(model) != shapes(loaded[0]):
+            problems.append(
+                f"{one} has other parameters than {ingredients[0]} (another head, say); a greedy soup needs the same ones in all"
+            )
     prepared = prepare(first)
     if "validation" not in prepared.splits:
         problems.append("greedy: there is no validation split to decide by; leave --greedy out")

@@ -21,6 +21,7 @@ from jaxtune.data.transforms.tokenize import Tokenizer
 from jaxtune.models.blueprint import Blueprint, Flat
 from jaxtune.models.load import Base, check_licence, load, maker, open_base, plan_load, shardings
 from jaxtune.models.weights import Table
+from jaxtune.parallel import hosts
 from jaxtune.prepare import Prepared
 from jaxtune.session import Session
 from jaxtune.tasks.reading import read
@@ -70,7 +71,7 @@ def open_teacher(prepared: Prepared, teacher: Teacher) -> Base:
     Raises:
         ConfigError: it is not there, reads other tokens, or cannot read rows as long as these.
     """
-    base, own, limit = open_base(teacher.base), prepared.base, prepared.limit
+    base, own, limit = open_base(teacher.base, "task.teacher.base"), prepared.base, prepared.limit
     check_licence(base, prepared.experiment.model.allowed_licences)
     tokenizer, vocabulary = prepared.processor.tokenizer, min(base.family.vocabulary or 0, own.family.vocabulary or 0)
     assert tokenizer is not None and base.folder is not None
@@ -91,6 +92,9 @@ def open_teacher(prepared: Prepared, teacher: Teacher) -> Base:
 def listen(session: Session, teacher: Teacher, base: Base) -> Examples:
     """Columns over all records, as `Ragged` of [targets, J]; empty for rows that do not train."""
     prepared = session.prepared
+    hosts.say(
+        f"the teacher {base.reference} reads the {len(prepared.splits['train']):,} training rows, once; what it says is kept in the cache"
+    )
     blueprint, params = load_teacher(session, base)
     vocabulary = prepared.base.family.vocabulary or 1 << 30
 

@@ -22,9 +22,10 @@ def checked(folder: Path, *, examples: int, seconds: float = 1.0, checkpoint: ob
     prepared: Any = SimpleNamespace(
         experiment=SimpleNamespace(evaluation=SimpleNamespace(label_check=True, near_duplicates=False)),
         base=SimpleNamespace(checkpoint=checkpoint),
-        task=SimpleNamespace(problem="single_label", label="label"),
+        problem="single_label",
+        truth=["a", "b"] * 50,
         names=("a", "b"),
-        scanned=SimpleNamespace(columns={"label": ["a", "b"] * 50}, keys=[str(i) for i in range(100)]),
+        scanned=SimpleNamespace(keys=[str(i) for i in range(100)]),
         splits={"train": Rows()},
     )
     return check_data(SimpleNamespace(prepared=prepared, base_features=lambda split: 1 / 0), folder)["labels"]  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny_language
+import tiny_run
 import yaml
 from safetensors.numpy import load_file
 
@@ -23,7 +24,9 @@ from jaxtune.evaluation.report import write_report
 from jaxtune.evaluation.watch import Runs
 from jaxtune.experiment import Experiment
 from jaxtune.generating import generate, stream
+from jaxtune.models.generation import Generation
 from jaxtune.run import Result, resume
+from jaxtune.soup import soup
 
 ANSWERS = {"every_steps": 3, "answers": {"rows": 3, "generation": {"max_new_tokens": 4}, "metrics": ["rouge"]}}
 Command = Callable[..., dict[str, Any]]
@@ -140,7 +143,9 @@ def test_evaluated_again(chatted: Result, command: Command) -> None:
 
 
 def test_check_and_preview(command: Command) -> None:
-    Path("chat.yaml").write_text(yaml.safe_dump(chat()))
+    values = chat()
+    values["data"]["max_tokens"] = 96  # nothing is cut
+    Path("chat.yaml").write_text(yaml.safe_dump(values))
     found = command("check", "chat.yaml")
     assert 0 < found["data"]["trained_share"] < 1 and len(found["data"]["template"]) == 64
     shown = command("preview", "chat.yaml", "--count", "2")["examples"]
@@ -159,6 +164,59 @@ def test_predicting_in_python_and_by_command(chatted: Result, command: Command) 
     Path("new.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "8 tree"}]}) + "\n")
     assert command("predict", str(chatted.folder), "new.jsonl", "-o", "out.jsonl")["rows"] == 1
     assert json.loads(Path("out.jsonl").read_text())["answer"] == written.texts[1]
+
+
+def test_beams_come_in_one_piece(chatted: Result) -> None:
+    settings = Generation(beams=2, max_new_tokens=4)
+    assert list(stream(chatted.folder, "7 sun moon", settings)) == list(generate(chatted.folder, ["7 sun moon"], settings).texts)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "found neither"),
+        (("new.jsonl",), "found INPUT new.jsonl"),
+        (("--prompt", "a", "-o", "b.csv"), "found -o b.csv, --prompt a"),
+        (("--prompt", "a", "--set", "temperature=1", "top_k=2"), "found INPUT top_k=2, --prompt a; every setting has a --set of its own"),
+    ],
+)
+def test_words_that_ask_for_nothing(words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "runs/chat", *words]) == 2
+    assert f"expected either INPUT with -o OUT, or --prompt TEXT; {told}" in capsys.readouterr().err
+
+
+def test_check_tells_of_adapters_and_packing(capsys: pytest.CaptureFixture[str]) -> None:
+    values = chat()
+    values["model"]["adapter"] = {"kind": "lora", "rank": 2, "targets": ["*.q"]}
+    values["phases"][0]["train"] = ["*.lora_*"]
+    Path("lora.yaml").write_text(yaml.safe_dump(values))
+    assert main(["check", "lora.yaml"]) == 0
+    shown = capsys.readouterr().out
+    for line in (
+        "model   model (llama, 41,120 parameters)",
+        "adapter lora, 256 parameters beside 2 dense layers",  # 2 layers x 2 x 32 x rank 2
+        "fresh   nothing: every parameter comes from the checkpoint",
+        "texts are packed into rows of ",
+        "rows are cut: what they say at their end is not learned",
+    ):
+        assert line in shown
+
+
+def test_answers_that_no_row_has_room_for_are_refused_before_anything_is_written(home: Path) -> None:
+    answers = {"every_steps": 3, "answers": {"generation": {"max_new_tokens": 120}}}
+    with pytest.raises(
+        ConfigError, match=r"evaluation.answers \(validation\): none of 12 rows can be answered: .* 128 positions"
+    ) as caught:
+        train(chat(evaluation=answers), "no-room")
+    assert len(caught.value.problems) == 2 and not (home / "runs" / "no-room").exists()
+
+
+def test_an_encoder_writes_nothing(home: Path) -> None:
+    tiny_run.write_model(home / "encoder")
+    values = chat()
+    values["model"]["base"] = "encoder"
+    with pytest.raises(ConfigError, match=r"model.base encoder is a bert model, which predicts no next token; choose a decoder"):
+        train(values, "encoder")
 
 
 def test_watched_and_compared(chatted: Result) -> None:
@@ -217,3 +275,5 @@ def test_an_adapter_learns_preferences(home: Path) -> None:
     values["phases"][0]["train"] = ["*.lora_*"]
     result = train(values, "lora")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in result.export.rglob("*")}
+    with pytest.raises(ConfigError, match=r"lora@3 has an adapter, .*; leave --greedy out"):
+        soup([str(result.folder)] * 2, home / "soup", greedy=True)

@@ -267,7 +267,6 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"data.over_length": "drop"}, "data"),
     ({"data.over_length": "error"}, "DataError"),
     ({"data.widths": [12]}, "data"),
-    ({"data.packing": "best_fit", "data.widths": "auto"}, "ConfigError"),  # rows with a label each; see tests/data/test_pack.py
     ({"data.batch_size": 16}, "data"),
     ({"data.batch_tokens": 192, "data.batch_size": None}, "data"),
     ({"data.evaluation_batch_size": 16}, "evaluation_data"),
@@ -300,6 +299,7 @@ ELSEWHERE = {
     "evaluation.slices": "below", "evaluation.label_check": "below", "evaluation.near_duplicates": "below",
     "checkpoint.every_steps": "below", "checkpoint.keep_latest": "below",
     "model.allowed_licences": "below",
+    "data.packing": "tests/data/test_pack.py", "evaluation.answers": "tests/test_language_run.py",
     "model.adapter": "tests/test_adapter_run.py", "model.quantize": "tests/test_adapter_run.py",
     "model.base.family": "tests/models/test_load.py", "model.base.config": "tests/models/test_load.py",
     "data.workers": "changes speed alone: tests/data/test_pipeline.py",

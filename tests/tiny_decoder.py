@@ -35,6 +35,8 @@ class TinyHead(nnx.Module):
 
 
 class TinyDecoder(nnx.Module):
+    rereads = ()
+
     def __init__(self, rngs: nnx.Rngs):
         def param(*shape: int) -> nnx.Param:
             return nnx.Param(jax.random.normal(rngs.params(), shape))

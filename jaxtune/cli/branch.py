@@ -9,6 +9,8 @@ from typing import Any
 from jaxtune.api import branch
 from jaxtune.cli.output import Output
 from jaxtune.cli.watching import show_result, watching
+from jaxtune.experiment import load_experiment
+from jaxtune.tasks.labelled import LabelledTask
 
 
 def run(output: Output, run_folder: Path, changes: Sequence[str], name: str | None) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def run(output: Output, run_folder: Path, changes: Sequence[str], name: str | No
         if _both(value, before.get(key))
     ]
     output.table(rows, head=(f"{lineage['split']}", Path(lineage["run"]).name, result.folder.name, "difference"))
-    if rows:
+    if rows and isinstance(load_experiment(result.folder / "resolved.yaml").task, LabelledTask):
         output.say(f"Is the difference real? jaxtune compare {lineage['run']} {result.folder}")
     return {**shown, "branched_from": lineage}
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from jaxtune.cli.output import Output
 from jaxtune.cli.watching import freezing_table
+from jaxtune.core.component import OneOf
 from jaxtune.experiment import load_experiment
+from jaxtune.models import ADAPTERS
+from jaxtune.models.adapters import PARTS
 from jaxtune.parallel import hosts
 from jaxtune.prepare import Prepared, prepare
 from jaxtune.reference import check_read
 from jaxtune.session import Session
-from jaxtune.training.parameters import choose
+from jaxtune.training.parameters import choose, weights_in
 
 
 def run(output: Output, experiment: Path, overrides: list[str]) -> dict[str, Any]:
@@ -43,16 +45,29 @@ def run(output: Output, experiment: Path, overrides: list[str]) -> dict[str, Any
 
 
 def tell_model(output: Output, prepared: Prepared, session: Session) -> dict[str, Any]:
-    """The base, its licence, and what starts fresh."""
-    base = prepared.base
-    total = sum(math.prod(shape.shape) for shape in session.blueprint.params.values())
-    fresh = sorted({name.split(".")[0] for name in session.fresh})
-    output.say(f"model   {base.reference} ({base.family.model_type}, {total:,} parameters)")
+    """The base, its licence, what is added to it, and what starts fresh."""
+    base, model = prepared.base, prepared.experiment.model
+    counts = {key: weights_in(key, shape) for key, shape in session.blueprint.params.items()}
+    added = {name for name in session.fresh if name.rpartition(".")[2] in PARTS}
+    total = sum(counts.values())
+    kept = "" if model.quantize == "none" else f", its dense layers kept in {model.quantize}"
+    of_adapter = sum(count for key, count in counts.items() if key.rpartition(".")[2] in PARTS)
+    fresh = sorted({name.split(".")[0] for name in session.fresh - added})
+    output.say(f"model   {base.reference} ({base.family.model_type}, {total - of_adapter:,} parameters{kept})")
+    if model.adapter is not None:
+        layers = len({name.rpartition(".")[0] for name in added})
+        output.say(f"adapter {OneOf(ADAPTERS).kind(model.adapter)}, {of_adapter:,} parameters beside {layers} dense layers")
     output.say(f"licence {base.licence or 'none is named in the model folder'}")
     output.say(f"fresh   {', '.join(fresh) or 'nothing: every parameter comes from the checkpoint'}")
     if session.loading.ignored:
         output.say(f"unused  {len(session.loading.ignored)} tensors of the checkpoint: {', '.join(session.loading.ignored[:4])}")
-    return {"base": base.reference, "model_type": base.family.model_type, "parameters": total, "licence": base.licence, "fresh": fresh}
+    return {
+        "base": base.reference,
+        "model_type": base.family.model_type,
+        "parameters": total - of_adapter,
+        "licence": base.licence,
+        "fresh": fresh,
+    } | ({"adapter": of_adapter} if model.adapter is not None else {})
 
 
 def tell_data(output: Output, prepared: Prepared) -> dict[str, Any]:
@@ -72,15 +87,23 @@ def tell_data(output: Output, prepared: Prepared) -> dict[str, Any]:
         output.say()
         for line in encoding["lengths"].lines():
             output.say(line)
-        output.say(
-            f"batches are padded to {', '.join(map(str, facts['widths']))} tokens; texts that are longer: {prepared.experiment.data.over_length}"
-        )
+        widths, over = ", ".join(map(str, facts["widths"])), prepared.experiment.data.over_length
+        if prepared.experiment.data.packing == "none":
+            output.say(f"batches are padded to {widths} tokens; texts that are longer: {over}")
+        else:
+            output.say(f"texts are packed into rows of {facts['packed_widths'][0]} tokens; those longer than max_tokens: {over}")
     learned: dict[str, Any] = {}
     if "targets" in encoding:
         for line in encoding["targets"].lines():
             output.say(line)
         if encoding["template"] is not None:
-            output.say(f"chat template {encoding['template'][:12]}")
+            output.say(f"chat template: the checkpoint's own, fingerprint {encoding['template'][:12]}")
         learned = {"trained_share": encoding["targets"].trained_share, "template": encoding["template"]}
     labels = None if facts["labels"] is None else facts["labels"].as_json()
-    return {"rows": facts["rows"], "labels": labels, "widths": facts["widths"], "duplicates": facts["split"].copies, **learned}
+    return {
+        "rows": facts["rows"],
+        "labels": labels,
+        "widths": facts["packed_widths"] or facts["widths"],
+        "duplicates": facts["split"].copies,
+        **learned,
+    }

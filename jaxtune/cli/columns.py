@@ -44,7 +44,7 @@ def words(value: Any) -> int:
     return len(value.split()) if isinstance(value, str) else 0
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     if isinstance(value, bool):
         return False
     try:
@@ -68,7 +68,7 @@ def find_text(columns: Columns, wanted: str | None) -> tuple[str, str | None]:
     scores = {}
     for name, values in columns.items():
         given = _given(values)
-        if not given or not all(isinstance(value, str) for value in given) or all(map(_is_number, given)) or name.lower() == "path":
+        if not given or not all(isinstance(value, str) for value in given) or all(map(is_number, given)) or name.lower() == "path":
             continue
         repeated = 1 - len(set(given)) / len(given)
         scores[name] = (_mean_words(given) + 1) * (4 if name.lower() in _TEXT_NAMES else 1) * (0.1 if repeated > 0.8 else 1)
@@ -94,7 +94,7 @@ def find_label(columns: Columns, taken: set[str | None], wanted: str | None) -> 
         keys = [str(value) for value in given]
         distinct = len(set(keys))
         listed = isinstance(given[0], list | tuple | np.ndarray)
-        number = all(map(_is_number, given)) and any(float(value) != int(float(value)) for value in given)
+        number = all(map(is_number, given)) and any(float(value) != int(float(value)) for value in given)
         repeats = distinct <= max(2, len(keys) / 2)
         if distinct < 2 or not (listed or number or repeats):
             continue
@@ -103,7 +103,9 @@ def find_label(columns: Columns, taken: set[str | None], wanted: str | None) -> 
     if not scores:
         others = [name for name in columns if name not in taken]
         shown = "; ".join(f'{name}: "{printable(next(iter(_given(columns[name])), ""), 30)}"' for name in others) or "only the text"
-        raise ConfigError(f"--data: no column looks like a label: values repeat or are numbers (found {shown}); name it with --label")
+        raise ConfigError(
+            f"--data: no column looks like a label: values repeat or are numbers (found {shown}); name it with --label, or say --task causal_lm for a language model"
+        )
     return min(scores, key=lambda name: scores[name])
 
 
@@ -117,7 +119,7 @@ def find_problem(values: Sequence[Any], name: str) -> Problem:
     given = _given(values)
     if any(isinstance(value, list | tuple | np.ndarray) for value in given):
         return "multi_label"
-    if all(map(_is_number, given)):
+    if all(map(is_number, given)):
         numbers = [float(value) for value in given]
         whole = all(number == int(number) for number in numbers)
         return "regression" if len(set(numbers)) > (30 if whole else 10) else "single_label"

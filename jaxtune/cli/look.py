@@ -16,6 +16,7 @@ import numpy as np
 from pydantic_core import PydanticCustomError
 
 from jaxtune.cli.columns import SPLIT_WORDS, Problem, classes, find_group, find_label, find_problem, find_split, find_text, words
+from jaxtune.cli.forms import Form, find_form
 from jaxtune.config.locate import locate
 from jaxtune.core.component import OneOf
 from jaxtune.core.errors import ConfigError
@@ -40,8 +41,8 @@ class Look:
     rows: int
     seen: int  # rows that were looked at
     domain: Literal["text", "image"]
-    label: str
-    problem: Problem
+    label: str = ""
+    problem: Problem | None = None  # None where nothing is labelled
     classes: dict[str, int] = field(default_factory=dict)  # in the rows that were looked at, most frequent first
     text: str = ""
     pair: str | None = None
@@ -51,10 +52,11 @@ class Look:
     group: str | None = None
     image_size: tuple[int, int] = (0, 0)  # median height and width
     channels: int = 3
+    form: Form | None = None  # of what a language model learns from
 
 
-def look(reference: str, text: str | None = None, label: str | None = None) -> Look:
-    """Opens the data and judges a sample.
+def look(reference: str, text: str | None = None, label: str | None = None, task: str | None = None) -> Look:
+    """Opens the data and judges a sample; columns and task are found where they are not said.
 
     Raises:
         ConfigError: nothing there, no known kind of data, or no column that can be text or label.
@@ -70,10 +72,18 @@ def look(reference: str, text: str | None = None, label: str | None = None) -> L
         record = records[row]
         for name, values in columns.items():
             values.append(record.get(name))
+    can_split = "split" not in source.get("path", ())
+    if label is None and (form := find_form(columns, task, text)) is not None:
+        taken: set[str | None] = set(form.columns.values())
+        split_column, split = find_split(columns, taken) if can_split else (None, None)
+        return Look(
+            source=source, rows=len(records), seen=len(rows), domain="text", split=split, split_column=split_column,
+            group=find_group(columns, {*taken, split_column}), form=form,
+        )  # fmt: skip
     chosen_text, pair = find_text(columns, text)
     chosen_label = find_label(columns, {chosen_text, pair}, label)
     problem = find_problem(columns[chosen_label], chosen_label)
-    split_column, split = find_split(columns, {chosen_text, pair, chosen_label}) if "split" not in source.get("path", ()) else (None, None)
+    split_column, split = find_split(columns, {chosen_text, pair, chosen_label}) if can_split else (None, None)
     lengths = [words(a) + (words(b) if pair else 0) for a, b in zip(columns[chosen_text], columns[pair or chosen_text], strict=True)]
     return Look(
         source=source,

@@ -6,13 +6,16 @@ The file is written line by line instead of dumped, because its comments are the
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+from jaxtune.cli.forms import LANGUAGE_TASKS
+from jaxtune.cli.lines import line, source_line, split_lines
 from jaxtune.cli.look import Look, look
+from jaxtune.cli.new_language import described as described_language
+from jaxtune.cli.new_language import parts as language_parts
 from jaxtune.cli.output import Output
 from jaxtune.config.locate import locate
 from jaxtune.config.write import scalar
@@ -36,10 +39,11 @@ _METRICS = {
 def run(
     output: Output, data: str, out: Path | None, task: str | None, base: str | None, text: str | None = None, label: str | None = None
 ) -> dict[str, Any]:
-    seen = look(data, text, label)
-    kind = TASKS[seen.domain]
+    known_tasks = (*TASKS.values(), *LANGUAGE_TASKS)
+    seen = look(data, text, label, task)
+    kind = TASKS[seen.domain] if seen.form is None else seen.form.task
     if task is not None and task != kind:
-        known = "" if task in TASKS.values() else f" is no task of jaxtune new{nearest(task, TASKS.values())}"
+        known = "" if task in known_tasks else f" is no task of jaxtune new{nearest(task, known_tasks)}"
         raise ConfigError(f'--task: "{task}"{known}; {data} holds {seen.domain}s, which asks for {kind}')
     name = _name(locate(data, "--data"))
     target = out or Path(f"{name}.yaml")
@@ -59,6 +63,7 @@ def run(
         "written": str(target),
         "rows": seen.rows,
         "task": kind,
+        "columns": {} if seen.form is None else dict(seen.form.columns),
         "problem": seen.problem,
         "text": seen.text or None,
         "pair": seen.pair,
@@ -77,21 +82,14 @@ def experiment_text(seen: Look, name: str, target: Path, base: str | None = None
         f"# Written by jaxtune new after a look at {seen.seen:,} of them.",
         f"# Next: jaxtune check {target}, then jaxtune train {target}",
         "# jaxtune describe SETTING explains every word, such as jaxtune describe phases.optimizer",
-        _line(f"name: {scalar(name)}", "of the folder under runs/"),
+        line(f"name: {scalar(name)}", "of the folder under runs/"),
         "",
-        *_model(seen, base, fresh),
-        "",
-        *_task(seen),
-        "",
-        *_data(seen),
-        "",
-        *_phases(seen, fresh),
     ]
+    if seen.form is not None:
+        parts += language_parts(seen, seen.form, base)
+    else:
+        parts += [*_model(seen, base, fresh), "", *_task(seen), "", *_data(seen), "", *_phases(seen, fresh)]
     return "\n".join(parts) + "\n"
-
-
-def _line(text: str, comment: str = "") -> str:
-    return f"{text:<36} # {comment}" if comment else text
 
 
 def _name(path: Path) -> str:
@@ -101,6 +99,9 @@ def _name(path: Path) -> str:
 
 
 def _described(seen: Look) -> str:
+    if seen.form is not None:
+        return described_language(seen, seen.form)
+    assert seen.problem is not None
     what = f'"{seen.text}"' + (f' and "{seen.pair}"' if seen.pair else "") if seen.domain == "text" else "images"
     goal = {
         "single_label": f'one of {len(seen.classes)} classes in "{seen.label}"',
@@ -116,7 +117,7 @@ def _model(seen: Look, base: str | None, fresh: bool) -> list[str]:
         sizes = f"image_size: {side}, patch_size: {max(2, side // 8)}, num_channels: {seen.channels}"
         return [
             "model:",
-            _line("  base:", f"a new model: pretrained ones want more than {seen.image_size[0]} x {seen.image_size[1]} pixels"),
+            line("  base:", f"a new model: pretrained ones want more than {seen.image_size[0]} x {seen.image_size[1]} pixels"),
             "    family: vit",
             f"    config: {{{sizes}, hidden_size: 96, num_hidden_layers: 6, num_attention_heads: 3, intermediate_size: 384}}",
             "  dtype: float32",
@@ -131,52 +132,37 @@ def _model(seen: Look, base: str | None, fresh: bool) -> list[str]:
         base, why = "sentence-transformers/all-MiniLM-L6-v2", "small and quick; a folder or package://name/folder works as well"
     return [
         "model:",
-        _line(f"  base: {scalar(base)}", why),
-        _line("  dtype: bfloat16", "of the computation; what trains is kept in float32"),
+        line(f"  base: {scalar(base)}", why),
+        line("  dtype: bfloat16", "of the computation; what trains is kept in float32"),
     ]
 
 
 def _task(seen: Look) -> list[str]:
+    assert seen.problem is not None
     lines = ["task:", f"  kind: {TASKS[seen.domain]}"]
     if seen.domain == "text":
         lines.append(f"  text: {scalar(seen.text)}")
     if seen.pair:
         lines.append(f"  pair: {scalar(seen.pair)}")
     shown = ", ".join(f"{printable(name, 24)} ({count})" for name, count in list(seen.classes.items())[:6])
-    lines.append(_line(f"  label: {scalar(seen.label)}", shown + (", ..." if len(seen.classes) > 6 else "")))
+    lines.append(line(f"  label: {scalar(seen.label)}", shown + (", ..." if len(seen.classes) > 6 else "")))
     if seen.problem != "single_label":
         lines.append(f"  problem: {seen.problem}")
     counts = list(seen.classes.values())
     if seen.problem == "single_label" and counts[0] > 5 * counts[-1]:
         unequal = f"the largest class is {counts[0] // counts[-1]} times the smallest"
-        lines.append(_line("  loss: {kind: cross_entropy, class_weights: balanced}", unequal))
+        lines.append(line("  loss: {kind: cross_entropy, class_weights: balanced}", unequal))
     metrics, best, why = _METRICS[seen.problem]
-    return [*lines, f"  metrics: {metrics}", _line(f"  best: {best}", why)]
+    return [*lines, f"  metrics: {metrics}", line(f"  best: {best}", why)]
 
 
 def _data(seen: Look) -> list[str]:
-    source = ", ".join(f"{key}: {_flow(value)}" for key, value in seen.source.items())
-    lines = ["data:", f"  source: {{{source}}}", *_split(seen)]
+    lines = ["data:", source_line(seen), *split_lines(seen)]
     if seen.words:
         spread = f"half of the texts have up to {seen.words[50]} words, 98 % up to {seen.words[98]}"
-        lines.append(_line(f"  max_tokens: {max_tokens(seen)}", spread))
-        lines.append(_line("  over_length: cut", "or drop, or error"))
-    return [*lines, _line(f"  batch_size: {_batch_size(seen)}", "examples per optimizer step, over all devices")]
-
-
-def _split(seen: Look) -> list[str]:
-    if isinstance(seen.source["path"], dict):
-        taken = "" if "validation" in seen.source["path"] else ", validation: 0.1"
-        return [_line(f"  split: {{kind: given{taken}}}", "the folders name the splits")]
-    if seen.split_column and seen.split:
-        names = ", ".join(f"{_flow(word)}: {meaning}" for word, meaning in seen.split.items() if word != meaning)
-        return [f"  split: {{kind: column, by: {_flow(seen.split_column)}{f', names: {{{names}}}' if names else ''}}}"]
-    shares = "validation: 0.1, test: 0.1" if seen.rows >= 1000 else "validation: 0.15, test: 0.15"
-    if seen.group:
-        by = f"  split: {{kind: grouped, by: {_flow(seen.group)}, {shares}}}"
-        return [_line(by, f"else the model could recognise the {seen.group}")]
-    kind = f"stratified, by: {_flow(seen.label)}" if seen.problem == "single_label" else "random"
-    return [_line(f"  split: {{kind: {kind}, {shares}}}", "copies of one content stay in one split")]
+        lines.append(line(f"  max_tokens: {max_tokens(seen)}", spread))
+        lines.append(line("  over_length: cut", "or drop, or error"))
+    return [*lines, line(f"  batch_size: {_batch_size(seen)}", "examples per optimizer step, over all devices")]
 
 
 def _phases(seen: Look, fresh: bool) -> list[str]:
@@ -184,7 +170,7 @@ def _phases(seen: Look, fresh: bool) -> list[str]:
     every = max(5, steps // 2)
     epochs = 20 if fresh else 6 if seen.rows < 1000 else 3 if seen.rows < 20_000 else 2
     head = [
-        _line('  - train: ["head.*"]', "first the new head alone: quick, and it cannot spoil the base"),
+        line('  - train: ["head.*"]', "first the new head alone: quick, and it cannot spoil the base"),
         "    epochs: 1",
         "    optimizer: {kind: adamw, schedule: {kind: linear, peak: 1.0e-3, warmup: 0.1}}",
     ]
@@ -192,13 +178,13 @@ def _phases(seen: Look, fresh: bool) -> list[str]:
     return [
         "phases:",
         *([] if fresh else head),
-        _line('  - train: ["*"]', "everything" if fresh else 'everything; "layers.{4-5}.*" would be the layers 4 and 5 only'),
+        line('  - train: ["*"]', "everything" if fresh else 'everything; "layers.{4-5}.*" would be the layers 4 and 5 only'),
         f"    epochs: {epochs}",
         f"    optimizer: {{kind: adamw, weight_decay: 0.01, schedule: {{kind: cosine, peak: {peak}, warmup: 0.1}}}}",
-        _line("    stopping: [{kind: early_stopping, patience: 4}]", "evaluations without a better validation result"),
+        line("    stopping: [{kind: early_stopping, patience: 4}]", "evaluations without a better validation result"),
         "",
-        _line(f"evaluation: {{every_steps: {every}}}", f"an epoch is about {steps} steps"),
-        _line(f"checkpoint: {{every_steps: {2 * every}}}", "the best one is kept as well, whenever it happens"),
+        line(f"evaluation: {{every_steps: {every}}}", f"an epoch is about {steps} steps"),
+        line(f"checkpoint: {{every_steps: {2 * every}}}", "the best one is kept as well, whenever it happens"),
     ]
 
 
@@ -209,14 +195,3 @@ def max_tokens(seen: Look) -> int:
 
 def _batch_size(seen: Look) -> int:
     return 16 if seen.rows < 500 else 32 if seen.domain == "text" else 64
-
-
-def _flow(value: Any) -> str:
-    """A value inside { } or [ ]."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_flow(key)}: {_flow(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_flow(part) for part in value) + "]"
-    text = scalar(value)
-    plain = not isinstance(value, str) or (text == value and re.fullmatch(r"[\w./-]+", text))
-    return text if plain else json.dumps(value, ensure_ascii=False)

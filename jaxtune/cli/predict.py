@@ -27,8 +27,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a text tha
 def run(
     output: Output, run_folder: Path, source: str | None, out: Path | None, prompt: str | None, settings: Sequence[str]
 ) -> dict[str, Any]:
-    if (source is None) == (prompt is None) or (source is None) != (out is None):
-        raise ConfigError("expected either INPUT with -o OUT, or --prompt TEXT")
+    check_words(source, out, prompt)
     if prompt is not None:
         return answer(output, run_folder, prompt, settings)
     assert source is not None and out is not None
@@ -68,8 +67,22 @@ def answer(output: Output, run_folder: Path, prompt: str, settings: Sequence[str
     for piece in stream(loaded, prompt, how(loaded, settings)):
         parts.append(piece)
         output.write(harmless(piece))
-    output.say()
+    output.say("" if parts else "(an empty answer)")
     return {"prompt": prompt, "answer": "".join(parts)}
+
+
+def check_words(source: str | None, out: Path | None, prompt: str | None) -> None:
+    """Raises:
+    ConfigError: neither a file with a place for the answers, nor one prompt.
+    """
+    if prompt is None and source is not None and out is not None:
+        return
+    if prompt is not None and source is None and out is None:
+        return
+    given = (("INPUT", source), ("-o", out), ("--prompt", prompt))
+    found = ", ".join(f"{name} {value}" for name, value in given if value is not None) or "neither"
+    hint = "; every setting has a --set of its own" if prompt is not None and source is not None and "=" in source else ""
+    raise ConfigError(f"expected either INPUT with -o OUT, or --prompt TEXT; found {found}{hint}")
 
 
 def how(loaded: LoadedModel, settings: Sequence[str]) -> Generation | None:

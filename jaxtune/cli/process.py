@@ -1,9 +1,8 @@
 """The process that a command runs in: how its C library hands out memory.
 
 XLA allocates a step's temporaries anew every time, gigabytes of them, and by default each step gets fresh pages from the kernel. In pages of
-4 KiB a step of MiniLM at 32 x 128 in bfloat16 takes 165,000 page faults (benchmarks/step_operations.py), and on a virtual machine even
-huge ones are dear: at 32 x 256 every second or third step took 3.6 s instead of 1.8 s (benchmarks/step_memory.py). So large blocks come from
-one heap in pages of 2 MiB that is kept between steps (1.65 s each); `core/heap.py` gives back what is no longer needed.
+4 KiB a step of MiniLM at 32 x 128 in bfloat16 takes 165,000 page faults (benchmarks/step_operations.py). So memory comes in pages of 2 MiB,
+from one heap that is kept between steps; what happens to its largest blocks is decided while it runs, in `core/heap.py`.
 
 The C library reads such wishes when a process starts and at no other time, so the command starts itself again, in the same process,
 before anything is imported. Where an accelerator is, temporaries live there, and threads are better served by arenas of their own.

@@ -14,7 +14,9 @@ from jaxtune.cli.calling import Debug, ExperimentFile, Json, Overrides, Run, app
 def new(
     data: Annotated[str, typer.Option(help="A .csv, .jsonl or .parquet file, or a folder of texts or images with a folder per class.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="OUT.yaml", help="Where to write; the data's name otherwise.")] = None,
-    task: Annotated[str | None, typer.Option(help="text_classification or image_classification; seen from the data otherwise.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="text_classification, image_classification, causal_lm or preference; seen from the data otherwise.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Hub id, folder or package://name/folder of the base model.")] = None,
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column with the text; found by a look otherwise.")] = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column to predict; found by a look otherwise.")] = None,
@@ -103,7 +105,9 @@ def predict(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Language models: how to write, e.g. temperature=0.7 max_new_tokens=200."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Language models: how to write, e.g. temperature=0.7 or max_new_tokens=200; repeat it."
+        ),
     ] = None,
     json: Json = False,
     debug: Debug = False,

@@ -107,7 +107,12 @@ def show_result(output: Output, result: Result) -> dict[str, Any]:
         f"{numbers['steps']} steps in {numbers['seconds']:.0f} s, {numbers['examples_per_second']:.1f} examples/s, "
         f"peak memory {numbers['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
-    for what, path in (("run", result.folder), ("model", result.export), ("report", result.folder / "report.html")):
+    for what, path in (
+        ("run", result.folder),
+        ("model", result.export),
+        ("adapter", result.export / "adapter"),
+        ("report", result.folder / "report.html"),
+    ):
         if path.exists():
             output.say(f"{what:<7} {path}")
     advice = read_advice(result.folder)

@@ -57,6 +57,22 @@ ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("save_total_limit", "max_to_keep", "keep_last"), ("checkpoint.keep_latest",)),
     **dict.fromkeys(("report_to", "logger", "loggers", "trackers"), ("tracking",)),
     **dict.fromkeys(("run_name", "experiment_name", "project"), ("name",)),
+    **dict.fromkeys(("r", "lora_r", "lora_rank"), ("adapter.rank", "rank")),
+    **dict.fromkeys(("lora_alpha",), ("adapter.alpha", "alpha")),
+    **dict.fromkeys(("lora_dropout",), ("adapter.dropout",)),
+    **dict.fromkeys(("target_modules", "lora_target_modules"), ("adapter.targets", "targets")),
+    **dict.fromkeys(("use_rslora",), ("adapter.rslora", "rslora")),
+    **dict.fromkeys(("peft_config", "lora_config", "lora", "peft"), ("model.adapter",)),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_config", "quantization", "bnb_4bit_quant_type"), ("model.quantize",)),
+    **dict.fromkeys(("attn_implementation",), ("model.attention",)),
+    **dict.fromkeys(("assistant_only_loss", "completion_only_loss", "train_on_responses_only", "train_on_inputs"), ("task.train_on",)),
+    **dict.fromkeys(("messages_field", "messages_column", "conversations"), ("task.messages",)),
+    **dict.fromkeys(("dataset_text_field",), ("task.text",)),
+    **dict.fromkeys(("loss_type",), ("task.loss",)),
+    **dict.fromkeys(("sample_packing", "packing_strategy"), ("data.packing",)),
+    **dict.fromkeys(("teacher_model", "teacher_model_name_or_path"), ("task.teacher.base", "task.teacher")),
+    **dict.fromkeys(("num_beams", "beam_size"), ("generation.beams",)),
+    **dict.fromkeys(("max_tokens_to_generate", "max_completion_length"), ("generation.max_new_tokens",)),
     **dict.fromkeys(("random_seed", "seed_everything", "random_state"), ("seed",)),
 }
 
@@ -68,6 +84,9 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("num_labels", "num_classes"), "the classes are counted in the training data"),
     **dict.fromkeys(("device", "devices", "gpus", "accelerator", "use_cpu", "no_cuda"), "jax uses the devices that jaxtune doctor shows"),
     **dict.fromkeys(("trust_remote_code",), "code of a checkpoint is never run"),
+    **dict.fromkeys(("ref_model", "ref_model_name_or_path"), "the reference is the model as it is before training"),
+    **dict.fromkeys(("chat_template", "chat_template_path"), "the template is the checkpoint's own"),
+    **dict.fromkeys(("do_sample",), "a temperature above 0 draws"),
 }
 
 

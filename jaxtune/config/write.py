@@ -5,6 +5,7 @@ Settings stand in the order of their declaration, which is the order in which a 
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping
 from enum import Enum
@@ -116,7 +117,7 @@ def _plain(value: Any, key: str) -> Any:
         return [_plain(part, f"{key}.{index}") for index, part in enumerate(value)]
     if isinstance(value, set | frozenset):
         return sorted(_plain(part, key) for part in value)
-    if isinstance(value, PurePath):
+    if isinstance(value, PurePath | datetime.date):
         return str(value)
     for kind in (bool, int, float, str):  # NumPy's float64 is a float, a StrEnum a str
         if isinstance(value, kind):

@@ -70,14 +70,14 @@ def check_records(
     return problems
 
 
-def check_texts(texts: Sequence[Any], rows: Iterable[int], field: str = "text") -> list[Problem]:
-    """Texts that are missing, no text at all, or empty."""
+def check_texts(texts: Sequence[Any], rows: Iterable[int], field: str = "text", *, messages: bool = False) -> list[Problem]:
+    """Texts that are missing, no text at all, or empty; with `messages` a list of those may stand for a text."""
     empty: list[int] = []
     other: list[int] = []
     for row in rows:
         if texts[row] is None or (isinstance(texts[row], str) and not texts[row].strip()):
             empty.append(row)
-        elif not isinstance(texts[row], str):
+        elif not isinstance(texts[row], str) and not (messages and _is_talk(texts[row])):
             other.append(row)
     problems: list[Problem] = []
     if empty:
@@ -89,11 +89,16 @@ def check_texts(texts: Sequence[Any], rows: Iterable[int], field: str = "text") 
             )
         )
     if other:
-        kind = type(texts[other[0]]).__name__
+        first = texts[other[0]]
+        hint = "for a chat model, set as_chat: true; or name another field" if _is_talk(first) else "name another field"
         problems.append(
-            Problem(f'field "{field}": {len(other)} values are no text ({kind})', "name another field", tuple(other), str(texts[other[0]]))
+            Problem(f'field "{field}": {len(other)} values are no text ({type(first).__name__})', hint, tuple(other), str(first))
         )
     return problems
+
+
+def _is_talk(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(message, Mapping) and "role" in message for message in value) and bool(value)
 
 
 def check_labels(labels: Sequence[Any], parts: Parts, field: str = "label", names: Sequence[str] | None = None) -> list[Problem]:

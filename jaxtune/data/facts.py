@@ -6,11 +6,13 @@ Advice and pages look at finished runs without their data, so what they need of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jaxtune.data.examples import Examples
+from jaxtune.data.pack import PackedPlan, packed_width
 from jaxtune.data.plan import Plan, choose_widths
 
 FILE = "facts.json"
@@ -86,10 +88,9 @@ def tokens(train: Examples, limit: int, possible: int | None) -> dict[str, Any]:
 def padding(plan: Plan, limit: int) -> dict[str, Any]:
     """The share of the batches' places that hold no token, and what it would be with `widths: auto`."""
     assert plan.lengths is not None
-    wider = choose_widths(plan.lengths, limit, batch_size=plan.batch_size)
-    best = Plan(
-        rows=plan.rows, lengths=plan.lengths, widths=wider, batch_size=plan.batch_size, batch_tokens=plan.batch_tokens, divisor=plan.divisor
-    )
+    packed = isinstance(plan, PackedPlan)
+    wider = (packed_width(plan.lengths),) if packed else choose_widths(plan.lengths, limit, batch_size=plan.batch_size)
+    best = replace(plan, widths=wider)
     return {
         "widths": list(plan.widths or ()),
         "share": 1.0 - plan.real_token_share(),

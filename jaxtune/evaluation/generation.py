@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from jaxtune.core.component import Component, OneOf
 from jaxtune.core.errors import ConfigError
 from jaxtune.data.examples import Examples
+from jaxtune.data.transforms.targets import last_answer
 from jaxtune.metrics.text import TEXT_METRICS
 from jaxtune.metrics.text.answers import ExactMatch
 from jaxtune.metrics.text.base import TextMetric
@@ -91,6 +92,8 @@ class Answered:
 def choose_questions(examples: Examples, answers: Answers, *, max_tokens: int | None, seed: int = 0) -> tuple[Question, ...]:
     """The rows that are answered: drawn once by seed, of those that have an answer and leave room for a new one, within the budget.
 
+    Rows that max_tokens has cut come last: what is left of their answer is no fair reference.
+
     Args:
         examples: a split with the columns `tokens` and `token_weight`.
         max_tokens: positions of the model; None where nothing bounds them.
@@ -100,7 +103,10 @@ def choose_questions(examples: Examples, answers: Answers, *, max_tokens: int | 
     """
     new, spent = answers.generation.max_new_tokens, 0
     found: list[Question] = []
-    for number in np.random.default_rng(seed).permutation(len(examples)).tolist():
+    order = np.random.default_rng(seed).permutation(len(examples))
+    if "full_length" in examples.facts:
+        order = order[np.argsort((examples.column("full_length") > np.asarray(examples.lengths))[order], kind="stable")]
+    for number in order.tolist():
         question = split_row(examples.row(number))
         if question is None or (max_tokens is not None and len(question.prompt) + new > max_tokens):
             continue
@@ -117,22 +123,21 @@ def choose_questions(examples: Examples, answers: Answers, *, max_tokens: int | 
         if len(found) == answers.rows:
             break
     if not found:
+        if max_tokens is not None and any(split_row(examples.row(number)) for number in range(len(examples))):
+            raise ConfigError(
+                f"none of {len(examples)} rows can be answered: a prompt and generation.max_new_tokens {new} are more than the {max_tokens} "
+                "positions of the model; lower max_new_tokens"
+            )
         raise ConfigError(
-            f"none of {len(examples)} rows can be answered: they have no trained tokens behind a prompt, or {new} new tokens exceed the "
-            f"{max_tokens} positions of the model; lower generation.max_new_tokens"
+            f"none of {len(examples)} rows can be answered: in none do learned tokens follow a prompt; leave evaluation.answers out"
         )
     return tuple(found)
 
 
 def split_row(row: Mapping[str, Any]) -> Question | None:
     """The row cut where its last run of trained tokens begins; None where it has none, or nothing before it."""
-    tokens, trained = np.asarray(row["tokens"], np.int32), np.asarray(row["token_weight"]) > 0
-    if not trained.any():
-        return None
-    end = int(np.flatnonzero(trained)[-1]) + 1
-    given = np.flatnonzero(~trained[:end])
-    start = int(given[-1]) + 1 if len(given) else 0
-    return Question(int(row["example_id"]), tokens[:start], tokens[start:end]) if start else None
+    prompt, reference = last_answer(row["tokens"], row["token_weight"])
+    return Question(int(row["example_id"]), prompt, reference) if len(prompt) and len(reference) else None
 
 
 def answer(

@@ -103,6 +103,7 @@ def refusals(implementation: Implementation, ask: _Ask, backend: str) -> list[st
             (ask.q.dtype not in (jnp.bfloat16, jnp.float16), f"it computes in bfloat16 and float16, not in {ask.q.dtype}"),
             (width % 8 != 0 or width > 128, f"a head's width is at most 128 and divides by 8, this is {width}"),
             (bool(queries % 2 or keys % 2), f"lengths must be even, these are {queries} and {keys}"),
+            (sight.causal and queries != keys, f"causal lengths must be equal, these are {queries} and {keys}"),
         ]
     if implementation == "splash":
         found = [

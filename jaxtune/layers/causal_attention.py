@@ -5,7 +5,7 @@ Letters: B batch, T tokens, S slots of the cache, D embed, N heads, K kv heads, 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +36,14 @@ class Cache:
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-class Written(NamedTuple):
+@struct.dataclass
+class Written:
     """A cache in use: where the tokens at hand go, and what all slots hold."""
 
     cache: Cache
     first: Int[Array, ""]  # slot of the first token at hand
     segment_ids: Int[Array, "B S"]
+    begins: bool = struct.field(pytree_node=False, default=False)  # `first` is known to be 0 when the program is compiled
 
     def write(self, layer: Int[Array, ""], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> tuple[Written, Array, Array]:
         """With these keys and values in one layer's slots; and that layer's [B, S, K, H] of both."""
@@ -54,7 +56,7 @@ class Written(NamedTuple):
 
         cache = Cache(put(self.cache.k, k), put(self.cache.v, v))
         whole_k, whole_v = (jax.lax.dynamic_index_in_dim(part, layer, keepdims=False) for part in (cache.k, cache.v))
-        return self._replace(cache=cache), whole_k.astype(k.dtype), whole_v.astype(v.dtype)
+        return self.replace(cache=cache), whole_k.astype(k.dtype), whole_v.astype(v.dtype)  # type: ignore[attr-defined]
 
 
 class CausalAttention(nnx.Module):
@@ -111,7 +113,7 @@ class CausalAttention(nnx.Module):
         seen, first = segment_ids, 0
         if written is not None:
             written, k, v = written.write(layer, k, v)
-            seen, first = written.segment_ids, written.first
+            seen, first = written.segment_ids, 0 if written.begins else written.first
         mixed = attention(
             q, k, v, segment_ids=segment_ids, key_segment_ids=seen, causal=True, window=window, first_query=first,
             scale=self.scale, soft_cap=self.soft_cap, noise=noise, implementation=self.implementation,

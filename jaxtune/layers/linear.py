@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxtune.layers.dropout import in_adapters
-from jaxtune.layers.matmul import matmul
+from jaxtune.layers.matmul import matmul, matmul_sum
 from jaxtune.layers.quantized import QuantizedKernel
 
 
@@ -72,12 +72,10 @@ class Linear(nnx.Module):
         else:
             noise = in_adapters()
             dropped = x if noise is None else noise.on(x, form.site, "adapter")
-            low = matmul(matmul(dropped, self.lora_a[...]), form.scale * self.lora_b[...])
-            if not form.magnitude:
-                y = self._product(x, bias) + low
-            else:
-                y = (self._product(x, None) + low) * _row(self.magnitude[...] / self._lengths(form), x)
-                y = y if bias is None else y + _row(bias, y)
+            y = self._product_and(matmul(dropped, self.lora_a[...]), form.scale * self.lora_b[...], x)
+            if form.magnitude:
+                y = y * _row(self.magnitude[...] / self._lengths(form), x)
+            y = y if bias is None else y + _row(bias, y)
         return y * _row(self.scale_out[...], y) if form.scale_out else y
 
     def _product(self, x: Float[Array, "... I"], bias: Float[Array, " O"] | None) -> Float[Array, "... O"]:
@@ -85,6 +83,11 @@ class Linear(nnx.Module):
             return matmul(x, self.kernel[...], bias=bias)
         y = self.kernel.multiply(x)
         return y if bias is None else y + _row(bias, y)
+
+    def _product_and(self, low: Float[Array, "... R"], up: Float[Array, "R O"], x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        if isinstance(self.kernel, QuantizedKernel):
+            return self.kernel.multiply_and(low, up, x)
+        return matmul_sum(x, self.kernel[...], low, up)
 
     def _lengths(self, form: Form) -> Float[Array, " O"]:
         """Lengths of the columns of W + scale A B; the paper (section 4.3) treats them as constants of the step."""

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxtune.layers.matmul import matmul
+from jaxtune.layers.matmul import matmul, matmul_sum
 
 Format = Literal["int8", "nf4"]
 BLOCK = 64
@@ -58,6 +58,10 @@ class QuantizedKernel(nnx.Module):
     def multiply(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         """x times the kernel, in x's dtype. The backward pass makes the kernel float once more instead of keeping it."""
         return _product(x, self.codes[...], self.scales[...])
+
+    def multiply_and(self, low: Float[Array, "... R"], up: Float[Array, "R O"], x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        """x times the kernel, plus low times up, rounded once (`matmul_sum`)."""
+        return _sum(x, self.codes[...], self.scales[...], low, up)
 
 
 def shapes(kernel: Sequence[int], form: Format) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -130,4 +134,19 @@ def _backward(saved: tuple[Array, Array], gradient: Float[Array, "... O"]) -> tu
     return pull_back(gradient)[0], None, None
 
 
+@jax.custom_vjp
+def _sum(
+    x: Float[Array, "... I"], codes: Int[Array, "P O"], scales: Float[Array, "S O"], low: Float[Array, "... R"], up: Float[Array, "R O"]
+) -> Float[Array, "... O"]:
+    return matmul_sum(x, dequantize(codes, scales, x.dtype), low, up)
+
+
+def _sum_backward(saved: tuple[Array, ...], gradient: Float[Array, "... O"]) -> tuple[Array | None, ...]:
+    codes, scales, low, up = saved
+    _, pull_back = jax.vjp(matmul, low, up.astype(low.dtype))
+    of_low, of_up = pull_back(gradient)
+    return *_backward((codes, scales), gradient), of_low, of_up.astype(up.dtype)
+
+
 _product.defvjp(lambda x, codes, scales: (_product(x, codes, scales), (codes, scales)), _backward)
+_sum.defvjp(lambda x, codes, scales, low, up: (_sum(x, codes, scales, low, up), (codes, scales, low, up)), _sum_backward)

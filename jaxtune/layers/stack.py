@@ -90,6 +90,7 @@ class Stack(nnx.Module):
         return tuple((group.first, group.last) for group in self.groups)
 
     def __call__[Tree](self, x: Tree, *args: Any, noise: Dropout | None = None) -> Tree:
+        unrolled = self.options.unroll(self.layers)
         for group in self.groups:
             segment = getattr(self, f"{group.first}-{group.last}")
             graph, params, variables = nnx.split(segment, nnx.Param, ...)
@@ -105,7 +106,8 @@ class Stack(nnx.Module):
 
             policy = REMAT_POLICIES[self.options.remat]
             if policy is not None:
-                one = jax.checkpoint(one, policy=policy, prevent_cse=False, static_argnums=(2,))
+                # outside of a loop XLA would join the second computation with the first, and keep everything after all
+                one = jax.checkpoint(one, policy=policy, prevent_cse=unrolled or group.repeats == 1, static_argnums=(2,))
 
             def body(x: Tree, rows: Any, one: Any = one, period: int = group.period) -> tuple[Tree, Any]:
                 changed = []
@@ -116,7 +118,7 @@ class Stack(nnx.Module):
 
             rows = (params, variables, jnp.arange(group.first, group.last + 1))
             rows = jax.tree.map(lambda value, period=group.period: value.reshape(-1, period, *value.shape[1:]), rows)
-            x, variables = jax.lax.scan(body, x, rows, unroll=group.repeats if self.options.unroll(self.layers) else 1)
+            x, variables = jax.lax.scan(body, x, rows, unroll=group.repeats if unrolled else 1)
             nnx.update(segment, jax.tree.map(lambda value: value.reshape(-1, *value.shape[2:]), variables))
         return x
 

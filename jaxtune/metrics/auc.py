@@ -31,6 +31,7 @@ class Auc(Metric):
     count one half, so the result is off by at most half the share of such pairs (`error_bound`).
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("logits",)
     higher_is_better: ClassVar[Mapping[str, bool]] = {"auc": True}
 
     bins: int = Field(default=4096, ge=16, description="Histogram cells per class; memory is 8 bytes x bins x classes.")

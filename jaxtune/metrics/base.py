@@ -32,6 +32,7 @@ class Metric(Component):
     """
 
     higher_is_better: ClassVar[Mapping[str, bool]]  # every single number that `compute` may give; lists have no better
+    reads: ClassVar[tuple[str, ...]] = ()  # the predictions that it needs, where not every task has them
 
     @abstractmethod
     def start(self, classes: int) -> State:

@@ -21,6 +21,7 @@ class ExpectedCalibrationError(Metric):
     Single-label: the confidence is the largest probability. Multi-label: every label's probability against whether it is there.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("probabilities",)
     higher_is_better: ClassVar[Mapping[str, bool]] = {"expected_calibration_error": False}
 
     bins: int = Field(default=15, ge=2, description="Equal intervals of confidence between 0 and 1.")

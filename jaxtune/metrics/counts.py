@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,8 @@ class Counts:
 
 class CountingMetric(Metric):
     """A metric that is a function of `Counts`; subclasses give `compute`."""
+
+    reads: ClassVar[tuple[str, ...]] = ("logits", "probabilities")
 
     def start(self, classes: int) -> State:
         return {

@@ -10,7 +10,6 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxtune.core.errors import ConfigError
 from jaxtune.metrics.base import Metric, Numbers, State, counted
 from jaxtune.metrics.sums import add_sum, count, read_count, read_sum, zero_count, zero_sum
 
@@ -18,14 +17,13 @@ from jaxtune.metrics.sums import add_sum, count, read_count, read_sum, zero_coun
 class OverPairs(Metric):
     """A mean over pairs of a number made of both rewards."""
 
+    reads: ClassVar[tuple[str, ...]] = ("reward",)
+
     def start(self, classes: int) -> State:
         del classes
         return {"total": zero_sum(), "pairs": zero_count()}
 
     def update(self, state: State, predictions: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> State:
-        if "reward" not in predictions:
-            found = ", ".join(sorted(predictions))
-            raise ConfigError(f"metric {type(self).__name__} compares the rewards of two answers; this task's predictions hold {found}")
         there = counted(batch)
         values = jnp.where(there, self.each(predictions["reward"][:, 0] - predictions["reward"][:, 1]), 0.0)
         return {"total": add_sum(state["total"], jnp.sum(values)), "pairs": state["pairs"] + count(there)}

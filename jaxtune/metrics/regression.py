@@ -22,6 +22,8 @@ from jaxtune.metrics.sums import add_sum, count, read_count, read_sum, zero_coun
 class _MeanError(Metric):
     """The mean over examples and outputs of a function of the error."""
 
+    reads: ClassVar[tuple[str, ...]] = ("logits",)
+
     def start(self, classes: int) -> State:
         return {"total": zero_sum(), "examples": zero_count()}
 
@@ -59,6 +61,8 @@ class MeanAbsoluteError(_MeanError):
 
 class _Moments(Metric):
     """Means and centred sums of products of prediction and target, per output."""
+
+    reads: ClassVar[tuple[str, ...]] = ("logits",)
 
     def start(self, classes: int) -> State:
         return {

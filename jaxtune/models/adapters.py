@@ -159,8 +159,14 @@ def pick(linears: Iterable[str], patterns: Patterns, what: str) -> tuple[str, ..
     idle = [p for p in patterns if not any(compile_pattern(p.removeprefix("!")).match(name) for name in linears)]
     if idle:
         ends = sorted({"*." + name.rpartition(".")[2] for name in linears})
-        raise ConfigError([f'{what}: "{p}" matches no dense layer{nearest(p, ends)} (layers end with: {", ".join(ends)})' for p in idle])
+        raise ConfigError([f'{what}: "{p}" matches no dense layer{meant(p, ends)} (layers end with: {", ".join(ends)})' for p in idle])
     return tuple(name for name in linears if matches(name, patterns))
+
+
+def meant(pattern: str, ends: list[str]) -> str:
+    """What was probably meant by a pattern; peft and transformers say `q_proj` for our `*.q`."""
+    last = "*." + pattern.rpartition(".")[2].removesuffix("_proj")
+    return f'; did you mean "{last}"?' if last in ends else nearest(pattern, ends)
 
 
 # -- the module ---------------------------------------------------------------------------------------------------------
@@ -258,18 +264,20 @@ def quantize_layers(module: nnx.Module, form: Format) -> None:
     found = {path: linear for path, linear in dense_layers(module).items() if path.startswith("layers.")}
     odd = sorted(
         {
-            f"{stack.whole(path)} has {kernel_shape(linear)[-2]}"
+            f"{stack.whole(path).replace('#', '*')} has {kernel_shape(linear)[-2]}"
             for path, linear in found.items()
             if not fits(kernel_shape(linear)[-2], form)
         }
     )
     if odd:
-        raise ConfigError([f"model.quantize: {form} needs inputs in blocks of {BLOCK}, but {text}; use int8" for text in odd])
+        raise ConfigError(f"model.quantize: {form} needs inputs in blocks of {BLOCK}, but {', '.join(odd)}; use int8")
     if not found:
         raise ConfigError(f"model.quantize: {form} has no effect: this family has no dense layers in a stack; leave it out")
     experts = [".".join(map(str, path)) for path, value in nnx.to_flat_state(nnx.state(module, nnx.Param)) if value.get_value().ndim == 4]
     if any(stack.is_stacked(key) for key in experts):
-        raise ConfigError(f"model.quantize: the kernels of experts ({stack.whole(experts[0])}) cannot be quantized; leave it out")
+        raise ConfigError(
+            f"model.quantize: the kernels of experts ({stack.whole(experts[0]).replace('#', '*')}) cannot be quantized; leave it out"
+        )
     for linear in found.values():
         linear.kernel = QuantizedKernel(kernel_shape(linear), form)
 

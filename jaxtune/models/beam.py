@@ -137,6 +137,7 @@ def reordered(context: Context, source: Int[Array, " R"]) -> Context:
 def by_row(context: Context, change: Callable[[Any, int], Any]) -> Context:
     return context.replace(  # type: ignore[attr-defined]
         cache=jax.tree.map(lambda x: change(x, BATCH_AXIS), context.cache),
+        tokens=change(context.tokens, 0),
         segment_ids=change(context.segment_ids, 0),
         lengths=change(context.lengths, 0),
     )

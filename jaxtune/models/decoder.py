@@ -183,6 +183,11 @@ class Decoder(nnx.Module):
         lengths = text_lengths(positions, segment_ids)
         return self._run(batch["tokens"], segment_ids, positions, lengths, None, noise)[0]
 
+    @property
+    def rereads(self) -> tuple[int, ...]:
+        """Lengths beyond which all positions of a text turn otherwise than before, so that it must be read anew (LongRoPE)."""
+        return tuple(sorted({rope.original for rope in self.shape.ropes if rope.long_speeds is not None}))
+
     def empty_cache(self, batch: int, slots: int, dtype: DTypeLike) -> Cache:
         """For rows of up to `slots` tokens, padding included."""
         c = self.shape
@@ -194,19 +199,21 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "B S"],
         positions: Int[Array, "B T"],
         cache: Cache,
-        first: Int[Array, ""],
+        first: int | Int[Array, ""],
     ) -> tuple[Features, Cache]:
         """The features of T new tokens, which are written to slots first, first + 1, ...; and the cache with them.
 
         Args:
             segment_ids: of all slots, 0 where there is nothing (yet).
-            first: the same for all rows: prompts are padded on the left.
+            first: the same for all rows: prompts are padded on the left. A plain 0 lets attention skip what no token sees yet.
 
-        A scaling that depends on the text's length takes the length so far, and leaves the keys that are cached as they are.
+        A scaling that depends on the text's length takes the length so far, and leaves the keys that are cached as they are: right for
+        those that grow with it, as the checkpoints are used, and wrong for those that change at once (`rereads`).
         """
         own = jax.lax.dynamic_slice_in_dim(segment_ids, first, tokens.shape[1], 1)
         lengths = jnp.broadcast_to(positions.max(1, keepdims=True) + 1, positions.shape)
-        features, written = self._run(tokens, own, positions, lengths, Written(cache, jnp.asarray(first), segment_ids), None)
+        written = Written(cache, jnp.asarray(first, jnp.int32), segment_ids, begins=isinstance(first, int) and first == 0)
+        features, written = self._run(tokens, own, positions, lengths, written, None)
         assert written is not None
         return features, written.cache
 

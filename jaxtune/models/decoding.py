@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.parallel.placement import constrain
@@ -29,6 +29,7 @@ class Context:
     """
 
     cache: Any
+    tokens: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]  # 0 where the prompt is padded
     lengths: Int[Array, " B"]  # real tokens of each row
     slot: Int[Array, ""]  # where the next token goes
@@ -43,15 +44,38 @@ def read_prompts(
     positions = jnp.maximum(jnp.cumsum(segment_ids, 1) - 1, 0)
     slots = jnp.concatenate([segment_ids, jnp.ones((rows, new), jnp.int32)], 1)
     cache = placed(model.empty_cache(rows, width + new, dtype))
-    features, cache = model.decode(tokens, slots, positions, cache, jnp.int32(0))
-    return model.head.logits(model, features.pooled), Context(placed(cache), slots, lengths, jnp.int32(width))
+    features, cache = model.decode(tokens, slots, positions, cache, 0)
+    read = jnp.pad(tokens, ((0, 0), (0, new)))
+    return model.head.logits(model, features.pooled), Context(placed(cache), read, slots, lengths, jnp.int32(width))
 
 
 def read_token(model: Any, token: Int[Array, " B"], context: Context) -> tuple[Float[Array, "B V"], Context]:
-    """The same after one more token of every row."""
-    features, cache = model.decode(token[:, None], context.segment_ids, context.lengths[:, None], context.cache, context.slot)
-    after = context.replace(cache=placed(cache), lengths=context.lengths + 1, slot=context.slot + 1)  # type: ignore[attr-defined]
-    return model.head.logits(model, features.pooled), after
+    """The same after one more token of every row.
+
+    Where a text becomes longer than one of `model.rereads`, what the cache holds of it stands for nothing any more: it is read once
+    more from its beginning.
+    """
+    slot, slots = context.slot, jnp.arange(context.tokens.shape[1])
+    tokens = jax.lax.dynamic_update_slice(context.tokens, token[:, None], (jnp.int32(0), slot))
+    lengths = context.lengths + 1
+
+    def one_more(cache: Any) -> Any:
+        return logits_of(token[:, None], context.segment_ids, context.lengths[:, None], cache, slot)
+
+    def from_the_beginning(cache: Any) -> Any:
+        known = jnp.where(slots[None] <= slot, context.segment_ids, 0)
+        return logits_of(tokens, known, jnp.maximum(jnp.cumsum(known, 1) - 1, 0), cache, 0)
+
+    def logits_of(*arguments: Any) -> Any:
+        own = nnx.clone(model)  # a module may not be changed by a trace other than its own
+        features, cache = own.decode(*arguments)
+        return own.head.logits(own, features.pooled), placed(cache)
+
+    passed = [(lengths == length + 1).any() for length in model.rereads if length < len(slots)]
+    logits, cache = (
+        jax.lax.cond(jnp.stack(passed).any(), from_the_beginning, one_more, context.cache) if passed else one_more(context.cache)
+    )
+    return logits, context.replace(cache=cache, tokens=tokens, lengths=lengths, slot=slot + 1)  # type: ignore[attr-defined]
 
 
 def placed(cache: Any) -> Any:

@@ -53,15 +53,17 @@ class Base:
         return tuple(names[key] for key in sorted(names, key=int))
 
 
-def open_base(reference: str | Mapping[str, Any]) -> Base:
+def open_base(reference: str | Mapping[str, Any], what: str = "model.base") -> Base:
     """Opens a hub id, folder or package:// address, or `{family, config}` for a new model; no tensor is read.
+
+    `what` is the setting that names it, for messages.
 
     Raises:
         ConfigError: nothing is there.
         ModelError: config.json is not one this package can serve.
     """
     if isinstance(reference, str):
-        checkpoint = Checkpoint.open(locate(reference, "model.base", download))
+        checkpoint = Checkpoint.open(locate(reference, what, download))
         config, model_type = checkpoint.config, checkpoint.config["model_type"]
     else:
         checkpoint, model_type, config = None, reference["family"], reference["config"]

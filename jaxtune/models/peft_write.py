@@ -84,10 +84,12 @@ def unsaveable(table: Table, linears: Sizes, forms: Mapping[str, Form], saved: f
     """What peft's format has no place for: known before anything trains."""
     of_layer = {name: form for path, form in forms.items() for name in stack.names(path)}
     hint = 'write model.adapter.export: merged, or train: ["*.lora_*"] alone'
+    under = sorted(name for name in saved if name.rpartition(".")[0] in of_layer)
     problems = [
-        f"{name}: peft's format has no place for a trained {name.rpartition('.')[2]} under an adapter; {hint}"
-        for name in sorted(saved)
-        if name.rpartition(".")[0] in of_layer
+        f"{name}: peft's format has no place for a trained {name.rpartition('.')[2]} under an adapter"
+        + (f" (nor for {len(under) - 1} more); " if under[1:] else "; ")
+        + hint
+        for name in under[:1]
     ]
     for module, layer in dense(table, linears, "").items():
         names = (

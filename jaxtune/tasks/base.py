@@ -17,7 +17,7 @@ from flax import nnx
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from jaxtune.core.component import Component, OneOf, nearest
+from jaxtune.core.component import Component, OneOf, load_class, nearest
 from jaxtune.core.weighted import Weighted
 from jaxtune.data.checks import Parts, Problem
 from jaxtune.data.examples import Examples
@@ -57,10 +57,20 @@ class Task(Component):
 
     domain: ClassVar[Domain]
     generates: ClassVar[bool] = False  # whether the model can be asked to write
+    tells: ClassVar[tuple[str, ...]] = ()  # what `assess` says of examples, for metrics to read; () where it is not known
     packs: ClassVar[bool] = False  # whether several examples can share a row: nothing belongs to one as a whole
 
     metrics: tuple[Annotated[Metric, OneOf(METRICS)], ...] = Field(default_factory=by_task, description="metrics by kind; default by task")
     best: str = Field(default_factory=by_task, description="the metric that decides which checkpoint is best; default by task")
+
+    @model_validator(mode="after")
+    def metrics_fit(self) -> Task:
+        strange = [metric for metric in self.metrics if self.tells and not {*metric.reads} <= {*self.tells}]
+        if strange:
+            fitting = ", ".join(kind for kind, where in METRICS.items() if {*load_class(where).reads} <= {*self.tells})
+            names = ", ".join(type(metric).__name__ for metric in strange)
+            raise ValueError(f"metrics: {names} cannot be measured in {type(self).__name__}; those that can: {fitting}")
+        return self
 
     @model_validator(mode="after")
     def best_is_measured(self) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ HF_PROBLEM = {"single_label": "single_label_classification", "multi_label": "mul
 
 class LabelledTask(Task):
     """Base of tasks with one vector of outputs per example."""
+
+    tells: ClassVar[tuple[str, ...]] = ("logits", "probabilities", "loss")
 
     label: str = Field(default="label", description="column with the class name, the list of class names, or the number to predict")
     problem: Problem = Field(

@@ -6,6 +6,7 @@ model said before training, the reference of DPO and IPO, is computed once over 
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,13 +25,13 @@ from jaxtune.data.processor import Limits, Processor
 from jaxtune.data.sources.base import Record, Records
 from jaxtune.data.special_tokens import SpecialTokens
 from jaxtune.data.transforms import passages, targets
-from jaxtune.data.transforms.chat_template import ChatTemplate
+from jaxtune.data.transforms.chat_template import ChatTemplate, as_turns
 from jaxtune.layers.dropout import Dropout
 from jaxtune.models.family import Domain, Outputs
 from jaxtune.models.load import Base
 from jaxtune.tasks.base import Columns, Encoded, Predictions, Task
 from jaxtune.tasks.reading import behind, read
-from jaxtune.tasks.text import learned, load_tokenizer
+from jaxtune.tasks.text import chat_template, learned, load_tokenizer
 
 METRICS = ("preference_accuracy", "reward_margin")
 SIDES = (1, 2)  # segments of a row: the preferred answer, the other one
@@ -41,11 +42,18 @@ class Preference(Task):
     """Reads `prompt`, `chosen` and `rejected`; raises the first answer's probability over the second's."""
 
     domain: ClassVar[Domain] = "text"
+    tells: ClassVar[tuple[str, ...]] = ("loss", "reward", "log_probability", "tokens")
 
     prompt: str = Field(default="prompt", description="column with what is given")
     chosen: str = Field(default="chosen", description="column with the preferred answer")
     rejected: str = Field(default="rejected", description="column with the other answer")
     as_chat: bool = Field(default=False, description="prompt and answers become a user's and an assistant's turn of the chat template")
+    template_variables: dict[str, Any] = Field(
+        default_factory=dict, description="what the chat template asks for by name, e.g. {enable_thinking: false}"
+    )
+    today: datetime.date | None = Field(
+        default=None, description="the date for a chat template that writes today's; without one it has no clock, and some refuse that"
+    )
     loss: Literal["dpo", "ipo", "orpo"] = Field(
         default="dpo",
         description="dpo: sigmoid of the log-odds against the reference (arXiv 2305.18290); ipo: their square distance from 1 / (2 beta), per "
@@ -67,9 +75,13 @@ class Preference(Task):
         return {"metrics": METRICS, "best": "preference_accuracy" if "metrics" not in values else "loss", **values}
 
     @model_validator(mode="after")
-    def smoothing_has_an_effect(self) -> Preference:
+    def every_setting_acts(self) -> Preference:
+        problems = [f"{name}: has no place without as_chat" for name in ("template_variables", "today") if getattr(self, name)]
+        problems = [] if self.as_chat else problems
         if self.label_smoothing and self.loss != "dpo":
-            raise ValueError(f"label_smoothing: has no effect on {self.loss}; leave it out")
+            problems.append(f"label_smoothing: has no effect on {self.loss}; leave it out")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @property
@@ -95,7 +107,7 @@ class Preference(Task):
 
     def check(self, columns: Columns, parts: Parts) -> list[Problem]:
         used = sorted({int(row) for rows in parts.values() for row in rows})
-        problems = [problem for name in self.content for problem in check_texts(columns[name], used, name)]
+        problems = [problem for name in self.content for problem in check_texts(columns[name], used, name, messages=self.as_chat)]
         same = tuple(row for row in used if columns[self.chosen][row] == columns[self.rejected][row])
         if same:
             problems.append(
@@ -110,6 +122,8 @@ class Preference(Task):
     def encode(self, records: Records, names: tuple[str, ...], processor: Processor, limits: Limits) -> Encoded:
         """A row per pair: the tokens of both, one behind the other. `max_tokens` holds for each of the two.
 
+        A pair whose answers are the same tokens, once the template has trimmed them or their ends are cut, prefers nothing: it is left out.
+
         Raises:
             DataError: also where nothing is learned, or never where an answer ends.
         """
@@ -117,7 +131,7 @@ class Preference(Task):
         tokenizer, limit = processor.tokenizer, limits.max_tokens
         assert tokenizer is not None and limit is not None
         special = SpecialTokens.load(tokenizer)
-        template = ChatTemplate.load(tokenizer.folder, special) if self.as_chat else None
+        template = chat_template(tokenizer, self.template_variables, self.today) if self.as_chat else None
 
         def side(column: str) -> Examples:
             made = passages.passages(lambda row: self.passage(records[row], column, template), len(records))
@@ -126,6 +140,7 @@ class Preference(Task):
         def build() -> Examples:
             sides = [side(column) for column in (self.chosen, self.rejected)]
             kept = np.logical_and(*(np.asarray(one.facts["kept"]) for one in sides))
+            kept &= [not np.array_equal(*(one.row(row)["tokens"] for one in sides)) for row in range(len(records))]
             rows = [join([one.row(row) for one in sides]) if kept[row] else {} for row in range(len(records))]
             columns = {
                 name: Ragged.of([row.get(name, ()) for row in rows], np.float32 if name == "token_weight" else np.int32) for name in COLUMNS
@@ -139,6 +154,7 @@ class Preference(Task):
                 "task": [type(self).__name__, self.prompt, self.chosen, self.rejected, self.as_chat],
                 "template": None if template is None else template.fingerprint,
                 "tokenizer": tokenizer.fingerprint,
+                "end": special.end,
                 "stops": special.stops,
                 "max_tokens": limit,
                 "over_length": limits.over_length,
@@ -153,12 +169,13 @@ class Preference(Task):
         """The prompt with one of its answers.
 
         Raises:
-            DataError: they are no text.
+            DataError: they are neither text nor, as a chat, messages.
         """
         if template is None:
             return passages.of_completion(record[self.prompt], record[column])
-        turns = [{"role": "user", "content": record[self.prompt]}, {"role": "assistant", "content": record[column]}]
-        return passages.of_chat(template, turns)
+        answer = as_turns(record[column], "assistant")
+        whole = answer[0]["role"] != "assistant"  # the conversation with the prompt at its beginning
+        return passages.of_chat(template, answer if whole else [*as_turns(record[self.prompt], "user"), *answer], turns="last")
 
     # -- on the device --------------------------------------------------------------------------------------------------
 

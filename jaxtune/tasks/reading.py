@@ -24,6 +24,7 @@ class Reading:
     head: Mapping[str, Any]  # its bias, soft cap and scale
     targets: Int[Array, "B T"]
     weight: Float[Array, "B T"]  # of the target; the head is applied where it is not 0
+    imbalance: Float[Array, ""] | None = None  # of a mixture of experts
 
     def loss(self, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> LanguageLoss:
         """The cross-entropy and log-probability of every target."""
@@ -45,7 +46,7 @@ def read(model: nnx.Module, batch: Mapping[str, jax.Array], noise: Dropout | Non
     head: Any = model.head  # type: ignore[attr-defined]
     settings = {"bias": None if head.bias is None else head.bias[...], "soft_cap": head.soft_cap, "scale": head.scale}
     weight = behind(batch["token_weight"]) * batch["loss_weight"][:, None].astype(jnp.float32)
-    return Reading(features.tokens, head.weights(model), settings, behind(batch["tokens"]), weight)
+    return Reading(features.tokens, head.weights(model), settings, behind(batch["tokens"]), weight, features.imbalance)
 
 
 def behind(x: Array) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from jaxtune.core.errors import ConfigError
 from jaxtune.data.examples import Examples
 from jaxtune.data.processor import Limits
 from jaxtune.data.special_tokens import SpecialTokens
+from jaxtune.data.transforms.chat_template import ChatTemplate
 from jaxtune.data.transforms.targets import TargetReport
 from jaxtune.data.transforms.tokenize import LengthReport, Tokenizer
 from jaxtune.models.load import Base
@@ -31,6 +34,16 @@ def load_tokenizer(base: Base) -> Tokenizer:
             "they belong to different models"
         )
     return tokenizer
+
+
+def chat_template(tokenizer: Tokenizer, variables: Mapping[str, Any], today: datetime.date | None) -> ChatTemplate:
+    """The checkpoint's chat template.
+
+    Raises:
+        ModelError: it has none.
+    """
+    now = None if today is None else datetime.datetime.combine(today, datetime.time())
+    return ChatTemplate.load(tokenizer.folder, SpecialTokens.load(tokenizer), variables=variables, now=now)
 
 
 def learned(examples: Examples, tokenizer: Tokenizer, special: SpecialTokens, limits: Limits, *, must_stop: bool) -> dict[str, Any]:

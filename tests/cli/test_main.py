@@ -91,7 +91,7 @@ def test_arguments_reach_the_command(body: Callable[..., None], monkeypatch: pyt
     assert main(["evaluate", "runs/a"]) == 0 and seen == {"run_folder": Path("runs/a"), "split": "test", "checkpoint": "best"}
     seen.clear()
     assert main(["predict", "runs/a", "new.csv", "-o", "out.csv"]) == 0
-    assert seen == {"run_folder": Path("runs/a"), "source": "new.csv", "out": Path("out.csv")}
+    assert seen == {"run_folder": Path("runs/a"), "source": "new.csv", "out": Path("out.csv"), "prompt": None, "settings": []}
 
 
 def test_json_is_the_only_thing_on_stdout(body: Callable[..., None], capsys: pytest.CaptureFixture[str]):

@@ -177,6 +177,72 @@ def test_data_that_new_cannot_judge(new: Made, tmp_path: Path):
     assert new("no_lable.csv")[1].endswith('did you mean "no_label.csv"?')
 
 
+# -- language models --------------------------------------------------------------------------------------------------------
+
+
+def write_rows(path: Path, *rows: dict[str, Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def answered(count: int) -> list[tuple[str, str]]:
+    return list(zip(texts(count), [f"answer {i} is of a kind of its own" for i in range(count)], strict=True))
+
+
+def talk(prompt: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def test_conversations(new: Made, tmp_path: Path):
+    write_rows(tmp_path / "chats.jsonl", *[{"prompt": a, "id": str(n), "turns": talk(a, b)} for n, (a, b) in enumerate(answered(60))])
+    told, experiment, text = new("chats.jsonl")
+    assert (told["task"], told["columns"]) == ("causal_lm", {"messages": "turns"})
+    assert experiment.task.messages == "turns" and experiment.task.chats and experiment.data.over_length == "drop"
+    assert experiment.phases[0].train == ("*.lora_*",) and type(experiment.model.adapter).__name__ == "Lora"
+    assert experiment.evaluation.answers.generation.max_new_tokens == 24  # 9 words of an answer
+    assert '# 60 rows: conversations in "turns"' in text
+    write_csv(tmp_path / "chats.csv", turns=[json.dumps(talk(a, b)) for a, b in answered(60)])
+    assert new("chats.csv")[0]["columns"] == {"messages": "turns"}
+
+
+def test_prompts_with_completions(new: Made, tmp_path: Path):
+    rows = [{"instruction": a, "input": "behind it" if n % 3 else "", "output": b} for n, (a, b) in enumerate(answered(60))]
+    write_rows(tmp_path / "alpaca.jsonl", *rows)
+    told, experiment, _ = new("alpaca.jsonl")
+    assert (told["task"], told["columns"]) == ("causal_lm", {"prompt": "instruction", "completion": "output"})
+    (made,) = experiment.data.transforms
+    assert made({**rows[1], "other": 1})["request"] == f"{rows[1]['instruction']}\n\nbehind it"
+    assert (experiment.task.prompt, experiment.task.completion, experiment.task.as_chat) == ("request", "output", True)
+    write_rows(tmp_path / "plain.jsonl", *[{**row, "input": ""} for row in rows])
+    _, experiment, _ = new("plain.jsonl")
+    assert experiment.task.prompt == "instruction" and not experiment.data.transforms
+
+
+def test_answers_that_repeat_are_labels(new: Made, tmp_path: Path):
+    write_rows(tmp_path / "yes.jsonl", *[{"question": a, "answer": "yes" if n % 3 else "no"} for n, (a, _) in enumerate(answered(60))])
+    assert (new("yes.jsonl")[0]["task"], new("yes.jsonl", "-o", "b.yaml")[0]["label"]) == ("text_classification", "answer")
+
+
+def test_pairs_and_plain_text(new: Made, tmp_path: Path):
+    write_rows(tmp_path / "pairs.jsonl", *[{"question": a, "chosen": b, "rejected": f"no {b}"} for a, b in answered(60)])
+    rows = [{"prompt": talk(a, b)[:1], "chosen": talk(a, b)[1:], "rejected": talk(a, "no")} for a, b in answered(60)]
+    write_rows(tmp_path / "turns.jsonl", *rows)
+    assert new("turns.jsonl")[0]["task"] == "preference"
+    write_rows(tmp_path / "parts.jsonl", *[{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows])
+    assert new("parts.jsonl")[1].task.as_chat
+    told, experiment, _ = new("pairs.jsonl")
+    assert told["task"] == "preference" and (experiment.task.prompt, experiment.task.as_chat) == ("question", True)
+    write_rows(tmp_path / "text.jsonl", *[{"text": a} for a, _ in answered(60)])
+    assert new("text.jsonl")[1].endswith("name it with --label, or say --task causal_lm for a language model")
+    _, experiment, _ = new("text.jsonl", "--task", "causal_lm", "--base", "mine")
+    assert (experiment.task.text, experiment.model.base, experiment.evaluation.answers) == ("text", "mine", None)
+    assert "preference needs columns prompt, chosen and rejected" in new("text.jsonl", "--task", "preference")[1]
+
+
+def test_conversations_in_another_form(new: Made, tmp_path: Path):
+    write_rows(tmp_path / "a.jsonl", {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]})
+    assert new("a.jsonl")[1].startswith('--data: "conversations" holds messages as {from, value}; expected {role, content}')
+
+
 @pytest.mark.parametrize(
     ("values", "name", "problem"),
     [

@@ -53,6 +53,41 @@ def test_a_heap_that_is_not_kept_is_left_alone(given: list[int], monkeypatch: py
     assert not given
 
 
+@pytest.mark.parametrize(("share", "keeps"), [(0.1, 0), (0.3, 1)])
+def test_large_blocks_are_kept_where_the_kernel_takes_much_of_the_steps(
+    given: list[int], monkeypatch: pytest.MonkeyPatch, share: float, keeps: int
+):
+    kept: list[int] = []
+    seconds = iter(range(100))
+    monkeypatch.setattr(heap, "keep_large_blocks", lambda: kept.append(1))
+    monkeypatch.setattr(heap, "processor_seconds", lambda: ((n := next(seconds)) * (1 - share), n * share))
+    steps(Heap(), monkeypatch, [2.0] * 20)
+    assert len(kept) == keeps
+
+
+LARGE = """
+import resource, time
+import numpy as np
+from jaxtune.core.heap import keep_large_blocks
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(75_000_000)  # 600 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+before = faults()
+keep_large_blocks()
+faults()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the heap is glibc's")
+def test_kept_blocks_need_no_new_pages():
+    done = subprocess.run([sys.executable, "-c", LARGE], stdout=subprocess.PIPE, text=True, check=True, env={"GLIBC_TUNABLES": KEEPS})
+    before, after = map(int, done.stdout.split())
+    assert before > 100 and after < before / 10
+
+
 HOLES = """
 import numpy as np
 from jaxtune.core.heap import give_back, resident_bytes

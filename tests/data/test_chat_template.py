@@ -9,7 +9,7 @@ from chats import FOLDER, chat, recorded, special, template, tokenizer
 
 from jaxtune.core.errors import DataError, ModelError
 from jaxtune.data.special_tokens import SpecialTokens
-from jaxtune.data.transforms.chat_template import ChatTemplate, read_messages
+from jaxtune.data.transforms.chat_template import ChatTemplate, read_messages, read_tools
 from jaxtune.data.transforms.tokenize import Tokenizer
 
 
@@ -53,6 +53,15 @@ def test_the_clock_does_not_exist_unless_it_is_set():
     with pytest.raises(DataError, match=r"strftime_now.*set the time"):
         ChatTemplate("{{ strftime_now('%Y') }}").render(chat("a"))
     assert ChatTemplate("{{ strftime_now('%Y') }}", now=datetime(1999, 1, 1)).render(chat("a")) == "1999"
+
+
+def test_tools_are_a_list_or_json_text_of_one():
+    tools = [{"name": "f", "parameters": {"x": {"type": "integer"}}}]
+    assert read_tools(tools) == read_tools(json.dumps(tools)) == tools
+    assert read_tools(None) is read_tools("") is None
+    for wrong, said in (("f(x)", r"the text 'f\(x\)'"), ({"name": "f"}, "a value of type dict"), ("3", "a value of type int")):
+        with pytest.raises(DataError, match=f"expected a list of tools, found {said}"):
+            read_tools(wrong)
 
 
 @pytest.mark.parametrize(

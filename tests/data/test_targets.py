@@ -17,7 +17,7 @@ from jaxtune.data.special_tokens import SpecialTokens
 from jaxtune.data.transforms.chat_template import ChatTemplate
 from jaxtune.data.transforms.passages import Passage, Span, everything, of_chat, of_completion, of_text, passages
 from jaxtune.data.transforms.pieces import pieces, stretches
-from jaxtune.data.transforms.targets import TargetReport, encode, last_answer
+from jaxtune.data.transforms.targets import TargetReport, begin, encode, last_answer
 from jaxtune.data.transforms.tokenize import Tokenizer
 
 BOS, STOP = 3, 2
@@ -151,6 +151,20 @@ def test_the_begin_token_stands_there_once_and_is_no_target(tmp_path):
     assert rows[0]["tokens"].tolist() == rows[1]["tokens"].tolist() and rows[2]["tokens"].tolist() == rows[3]["tokens"].tolist()
     assert rows[0]["token_weight"].tolist() == [0, 1, 1, 1, 1] == rows[1]["token_weight"].tolist()
     assert rows[2]["token_weight"].tolist() == [0, 0, 1, 1, 1] == rows[3]["token_weight"].tolist()
+
+
+def test_generation_begins_as_the_trained_row_does(tmp_path):
+    def both(backend: Backend) -> None:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A <|im_end|>", special_tokens=[("<s>", BOS), ("<|im_end|>", STOP)]
+        )
+
+    for tokens in (tokenizer(), changed(tmp_path, both)):
+        prompt, answer = last_answer(
+            *(encode(tokens, [of_completion("a", " b")], special(), max_tokens=99).row(0)[n] for n in ("tokens", "token_weight"))
+        )
+        assert begin(tokens, "a") == prompt.tolist() and answer[-1] == STOP
+    assert begin(tokens, "<s>a") == begin(tokens, "a")
 
 
 def test_the_end_token_stands_there_once(tmp_path):

@@ -75,6 +75,16 @@ def test_the_sample_is_the_same_every_time_and_another_for_another_seed() -> Non
     assert {q.row for q in part} == {3, 7}, "rows keep their number in the whole data set"
 
 
+def test_rows_that_were_cut_come_last() -> None:
+    whole = rows()
+    assert whole.lengths is not None
+    full = whole.lengths + np.isin(np.arange(20), (2, 3, 5, 7, 11, 13))
+    examples = Examples(whole.columns, facts={"full_length": full}).subset(np.arange(1, 20))
+    found = [question.row for question in choose_questions(examples, Answers(rows=50), max_tokens=None)]
+    assert len(found) == 19 and set(found[-6:]) == {2, 3, 5, 7, 11, 13}
+    assert found[:13] != sorted(found[:13]), "still drawn"
+
+
 def test_the_budget_holds() -> None:
     examples = rows()
     for budget in (60, 150, 10_000):
@@ -89,7 +99,7 @@ def test_rows_that_leave_no_room_are_left_out() -> None:
     examples, wanted = rows(), Answers(rows=50, generation=Generation(max_new_tokens=8))
     found = choose_questions(examples, wanted, max_tokens=14)
     assert 0 < len(found) < 20 and all(len(q.prompt) <= 6 for q in found)
-    with pytest.raises(ConfigError, match="none of 20 rows can be answered"):
+    with pytest.raises(ConfigError, match=r"none of 20 rows can be answered"):
         choose_questions(examples, wanted, max_tokens=8)
 
 

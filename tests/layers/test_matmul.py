@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.layers.matmul import matmul
+from jaxtune.layers.matmul import matmul, matmul_sum
 
 
 def _random(seed: int, *shape: int, dtype=jnp.float32) -> jax.Array:
@@ -69,3 +69,30 @@ def test_inside_scan_and_vmap():
 
     fast, plain = (jax.jit(jax.grad(loss), static_argnums=1)(kernels, backend) for backend in ("cpu", "tpu"))
     np.testing.assert_allclose(fast, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sum_of_products_and_its_gradients():
+    x, kernel, low, up = _random(0, 2, 16, 8), _random(1, 8, 24), _random(2, 2, 16, 3), _random(3, 3, 24)
+    weights = _random(4, 2, 16, 24)
+    fast = jax.grad(lambda *given: (matmul_sum(*given) * weights).sum(), (0, 1, 2, 3))(x, kernel, low, up)
+    plain = jax.grad(lambda x, kernel, low, up: ((x @ kernel + low @ up) * weights).sum(), (0, 1, 2, 3))(x, kernel, low, up)
+    np.testing.assert_allclose(matmul_sum(x, kernel, low, up), x @ kernel + low @ up, rtol=1e-5, atol=1e-5)
+    for a, b in zip(fast, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_small_addend_is_not_swallowed():
+    """In bfloat16: a mean over many outputs moves by what is added, though it is less than half of each one's last bit."""
+    x, kernel, low = (_random(seed, *shape, dtype=jnp.bfloat16) for seed, shape in ((0, (64, 32, 16)), (1, (16, 64)), (2, (64, 32, 2))))
+    up = jnp.full((2, 64), 2.0**-10, jnp.bfloat16)
+    low = jnp.ones_like(low)
+    moved = lambda y: float((y.astype(jnp.float32) - (x @ kernel).astype(jnp.float32)).mean())  # noqa: E731
+    exact = 2 * 2.0**-10
+    assert moved(matmul_sum(x, kernel, low, up)) == pytest.approx(exact, rel=0.2)
+    assert moved(x @ kernel + low @ up) != pytest.approx(exact, rel=0.2)
+
+
+def test_a_frozen_kernel_beside_trained_ones_keeps_no_activation():
+    x, kernel, low, up = _random(0, 2, 16, 8), _random(1, 8, 24), _random(2, 2, 16, 3), _random(3, 3, 24)
+    _, pull = jax.vjp(lambda low, up: matmul_sum(x, kernel, low, up), low, up)
+    assert (2, 16, 8) not in [leaf.shape for leaf in jax.tree.leaves(pull)]

@@ -143,6 +143,19 @@ def test_rematerialising_keeps_less() -> None:
     assert rows < stored("block") < 1.5 * rows < 2 * rows < stored("none")
 
 
+@pytest.mark.parametrize("scan", [True, False])
+def test_what_rematerialising_does_not_keep_is_computed_again(scan: bool) -> None:
+    """Also where the loop is unrolled, and XLA could find the same products twice and keep the first."""
+    x = jnp.ones((64, WIDTH))
+
+    def flops(remat: str) -> float:
+        blueprint = Blueprint.of(lambda: build(StackOptions(scan=scan, remat=remat)))  # type: ignore[arg-type]
+        gradient = jax.grad(lambda values: blueprint.build(values)(x, x).sum())
+        return jax.jit(gradient).lower(values_for(blueprint)).compile().cost_analysis()["flops"]  # type: ignore[index]
+
+    assert flops("block") > 1.1 * flops("none")
+
+
 def test_names_of_rows() -> None:
     assert names("layers.2-4.attn.q.kernel") == tuple(f"layers.{i}.attn.q.kernel" for i in (2, 3, 4))
     assert names("layers.7-7.up.bias") == ("layers.7.up.bias",)

@@ -257,7 +257,11 @@ def test_each_has_a_state_of_fixed_structure_and_knows_what_is_better(name):
     metric = load_class(METRICS[name])()
     state = jax.eval_shape(lambda: metric.start(5))
     batch = {"loss_weight": jnp.ones(3)}
-    predictions = {"logits": jnp.ones((3, 5)), "probabilities": jnp.full((3, 5), 0.2), "loss": jnp.ones(3)}
+    told = {
+        "logits": jnp.ones((3, 5)), "probabilities": jnp.full((3, 5), 0.2), "loss": jnp.ones(3), "total_loss": jnp.ones(3), "tokens": jnp.ones(3),
+        "right_tokens": jnp.ones(3), "reward": jnp.ones((3, 2)),
+    }  # fmt: skip
+    predictions = {key: told[key] for key in (*metric.reads, "loss")}
     for truth in ({"label": jnp.zeros(3, int)}, {"target": jnp.ones((3, 5))}):
         try:
             new = jax.eval_shape(metric.update, state, predictions, batch | truth)

@@ -163,6 +163,7 @@ def test_dora_starts_from_the_lengths_of_the_quantized_kernel(wide: Path, form: 
         (Lora(targets=("layers.*.query",)), 'model.adapter.targets: "layers.*.query" matches no dense layer'),
         (Lora(targets=("layers.*", "!layers.9.*")), 'model.adapter.targets: "!layers.9.*" matches no dense layer'),
         (Lora(targets=("layers.*.q",), overrides={"*.up": Override(rank=2)}), 'model.adapter.overrides: "*.up" matches no dense layer'),
+        (Lora(targets=("q_proj",)), '"q_proj" matches no dense layer; did you mean "*.q"?'),
         (Ia3(inputs=("*.fc2",)), 'model.adapter.inputs: "*.fc2" matches no dense layer'),
     ],
 )
@@ -173,7 +174,9 @@ def test_patterns_that_match_nothing_are_named(adapter: Any, text: str) -> None:
 
 
 def test_kernels_that_cannot_be_quantized_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"model.quantize: nf4 needs inputs in blocks of 64, but layers.#.attn.k has 32; use int8"):
+    with pytest.raises(
+        ConfigError, match=r"model.quantize: nf4 needs inputs in blocks of 64, but layers.\*.attn.k has 32, layers.*; use int8"
+    ):
         adapted(BERT, None, quantize="nf4")
     with pytest.raises(ConfigError, match="has no effect: this family has no dense layers in a stack"):
         adapted(cases.REFERENCES / "resnet", None, quantize="int8")
@@ -183,7 +186,7 @@ def test_experts_and_their_router_stay_as_they_are() -> None:
     folder = cases.REFERENCES / "qwen3_moe"
     it = adapted(folder, Lora(rank=4), "language")
     assert it.forms and not [path for path in it.forms if "router" in path or "expert" in path]
-    with pytest.raises(ConfigError, match=r"model.quantize: the kernels of experts \(layers.#.\S+\) cannot be quantized"):
+    with pytest.raises(ConfigError, match=r"model.quantize: the kernels of experts \(layers.\*.\S+\) cannot be quantized"):
         adapted(folder, None, "language", quantize="int8")
 
 

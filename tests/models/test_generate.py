@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -101,6 +104,39 @@ def test_eight_devices_equal_one(settings: Generation, mesh: Mesh) -> None:
     many, spread = generator(settings, ends=ENDS, batch_size=8, placement=mesh.build())
     one, eight = alone(params, {}, asked), many(spread, {}, asked)
     assert said(one) == said(eight) and one.ends.tolist() == eight.ends.tolist()
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_text_that_outgrows_its_positions_is_read_anew(tmp_path: Path, beams: int) -> None:
+    """LongRoPE turns all positions of a longer text otherwise: what the cache holds of its beginning is worth nothing."""
+    original, new = 12, 10
+    config = json.loads((cases.REFERENCES / "phi3_longrope/config.json").read_text())
+    config["original_max_position_embeddings"] = config["rope_parameters"]["original_max_position_embeddings"] = original
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(cases.REFERENCES / "phi3_longrope/model.safetensors", tmp_path)
+    it = cases.load_folder(tmp_path, "language")
+    asked = prompts(5, longest=original + 3, seed=2)
+    made = Generator(it.blueprint, Generation(max_new_tokens=new, beams=beams), (), it.placement, jnp.float32, 64, 4)
+    found = said(made(it.values, {}, asked))
+
+    @jax.jit
+    def after(values: Any, tokens: jax.Array, length: jax.Array) -> jax.Array:
+        """log-probabilities [V] of the token behind the first `length`, without a cache."""
+        model: Any = it.blueprint.build(values)
+        features = model({"tokens": tokens[None], "segment_ids": (jnp.arange(32) < length).astype(jnp.int32)[None]})
+        return jax.nn.log_softmax(model.head.logits(model, features.pooled)[0])
+
+    def probabilities(row: list[int]) -> np.ndarray:
+        return np.asarray(after(it.values, np.pad(np.array(row, np.int32), (0, 32 - len(row))), np.int32(len(row))))
+
+    assert any(len(prompt) <= original < len(prompt) + new for prompt in asked)
+    for prompt, answer in zip(asked, found, strict=True):
+        open_rows: list[tuple[float, list[int]]] = [(0.0, [])]
+        for _ in range(new):
+            steps = [(score + p, [*row, token]) for score, row in open_rows for token, p in enumerate(probabilities([*prompt, *row]))]
+            open_rows = sorted(steps, reverse=True)[:beams]
+        assert answer == open_rows[0][1]
+        assert beams > 1 or list(made.stream(it.values, {}, prompt)) == answer
 
 
 @pytest.mark.parametrize("name", language.NAMES)

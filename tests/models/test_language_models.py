@@ -14,11 +14,12 @@ import parity_cases as cases
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxtune.core.errors import ModelError
+from jaxtune.core.errors import ConfigError, ModelError
 from jaxtune.layers.stack import StackOptions, names
 from jaxtune.models.blueprint import Flat
 from jaxtune.models.export import export
 from jaxtune.parallel.mesh import Mesh
+from jaxtune.tasks.causal_lm import CausalLM
 
 FUSED = ["phi3", "gpt2", "gpt_neox"]
 
@@ -178,3 +179,19 @@ def test_the_experts_imbalance_is_known(name: str) -> None:
     wider = {key: np.pad(value, ((0, 0), (0, 5))) for key, value in batch.items()}
     assert imbalance(batch) == pytest.approx(imbalance(wider), rel=1e-5), "padding counts nowhere"
     assert imbalance(batch) > it.base.family.raw["num_experts_per_tok"] - 1e-3, "which is the value where all experts are used alike"
+
+
+def test_balance_adds_the_imbalance_of_the_experts() -> None:
+    it, batch = language.loaded("qwen3_moe"), language.batch_of("qwen3_moe")
+    batch |= {"token_weight": batch["segment_ids"].astype(np.float32), "loss_weight": np.ones(len(batch["tokens"]), np.float32)}
+
+    def mean(task: CausalLM) -> float:
+        found = jax.jit(lambda values, batch: task.objective(it.blueprint.build(values), batch, None))(it.values, batch)
+        return float(found.total / found.weight)
+
+    imbalance = float(jax.jit(lambda values, batch: it.blueprint.build(values)(batch).imbalance)(it.values, batch))  # type: ignore[operator]
+    assert mean(CausalLM(text="t", balance=0.1)) - mean(CausalLM(text="t")) == pytest.approx(0.1 * imbalance, rel=1e-4)
+    assert imbalance > 1
+    dense = language.loaded("llama")
+    with pytest.raises(ConfigError, match=r"task\.balance: has no effect on a model without a mixture"):
+        CausalLM(text="t", balance=0.1).objective(dense.blueprint.build(dense.values), batch, None)

@@ -8,6 +8,9 @@ from pydantic import ValidationError
 from jaxtune.losses.binary_cross_entropy import BinaryCrossEntropy
 from jaxtune.metrics.accuracy import Accuracy
 from jaxtune.metrics.f1 import F1
+from jaxtune.tasks.base import Task
+from jaxtune.tasks.causal_lm import CausalLM
+from jaxtune.tasks.preference import Preference
 from jaxtune.tasks.text_classification import TextClassification
 
 
@@ -45,3 +48,20 @@ def test_an_unknown_metric_is_named_once() -> None:
     with pytest.raises(ValidationError) as caught:
         TextClassification.model_validate({"metrics": ["f2"]})
     assert [error["loc"] for error in caught.value.errors()] == [("metrics", 0)]
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "said"),
+    [
+        (
+            CausalLM,
+            {"text": "text", "metrics": ["accuracy"]},
+            "Accuracy cannot be measured in CausalLM; those that can: loss, perplexity, token_accuracy",
+        ),
+        (Preference, {"metrics": ["perplexity"]}, "Perplexity cannot be measured in Preference; those that can: loss, preference_accuracy"),
+        (TextClassification, {"metrics": ["perplexity"]}, "Perplexity cannot be measured in TextClassification"),
+    ],
+)
+def test_a_metric_of_another_task_is_refused(task: type[Task], settings: dict, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        task.model_validate(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import tiny_language
 from pydantic import ValidationError
 
 from jaxtune.core.errors import ConfigError
+from jaxtune.data.processor import Limits, Processor
+from jaxtune.data.transforms.tokenize import Tokenizer
 from jaxtune.experiment import Experiment
 from jaxtune.prepare import prepare
 from jaxtune.reference import add_read
@@ -108,9 +111,10 @@ def test_a_pair_in_one_row_is_two_rows(home: Path, as_chat: bool) -> None:
     pairs = by_row(open_session({"kind": "preference", "as_chat": as_chat}))
     for side, column in enumerate(("chosen", "rejected")):
         alone = by_row(open_session({"kind": "causal_lm", "prompt": "prompt", "completion": column, "as_chat": as_chat}))
-        assert alone.keys() == pairs.keys()
-        for row, value in alone.items():
-            assert pairs[row][side] == pytest.approx(float(value), rel=1e-5)
+        both = alone.keys() & pairs.keys()  # other columns, other copies: the split is another one
+        assert len(both) > 8
+        for row in both:
+            assert pairs[row][side] == pytest.approx(float(alone[row]), rel=1e-5)
 
 
 def test_the_reference_is_the_bases_own_answer_and_step_0_is_ln_2(home: Path) -> None:
@@ -165,3 +169,27 @@ def test_is_highest_is_the_argmax(home: Path) -> None:
     right = logits.argmax(-1) == np.asarray(reading.targets)
     np.testing.assert_array_equal(np.asarray(found.is_highest)[there], right[there])
     assert not np.asarray(found.is_highest)[~there].any()
+
+
+def test_answers_that_are_the_same_once_cut_prefer_nothing(home: Path) -> None:
+    """Nor do those that a template writes alike."""
+    pairs = [("same beginning", "same start"), ("sun " * 40 + "moon", "sun " * 40 + "star")]
+    records = [{"prompt": "a", "chosen": chosen, "rejected": rejected} for chosen, rejected in pairs]
+    processor = Processor(tokenizer=Tokenizer.load(home / "model"))
+    found = Preference().encode(records, (), processor, Limits(max_tokens=48))  # type: ignore[arg-type]
+    assert found.kept.tolist() == [0] and found.report["targets"].untrained == 1
+
+
+def test_a_template_gets_the_date_and_the_variables(home: Path) -> None:
+    (home / "model" / "chat_template.jinja").write_text(
+        "{{ strftime_now('%Y') }}{{ mood }}{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    tokenizer = Tokenizer.load(home / "model")
+    records = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    task = Preference(as_chat=True, today=datetime.date(2026, 1, 31), template_variables={"mood": "calm"})
+    row = task.encode(records, (), Processor(tokenizer=tokenizer), Limits(max_tokens=64)).examples.row(0)  # type: ignore[arg-type]
+    assert tokenizer.decode(row["tokens"]) == "".join(f"2026calm<|im_start|>a<|im_end|><|im_start|>{answer}<|im_end|>" for answer in "bc")
+    for setting in ({"today": "2026-01-31"}, {"template_variables": {"mood": "calm"}}):
+        with pytest.raises(ValidationError, match="has no place without as_chat"):
+            Preference(**setting)

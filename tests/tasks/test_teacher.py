@@ -109,6 +109,8 @@ def test_teachers_that_do_not_fit_are_refused(home: Path) -> None:
     (other / "tokenizer.json").write_text(json.dumps(changed))
     with pytest.raises(ConfigError, match=r"task.teacher: the tokenizer of other is not that of model"):
         check_read(open_session({"base": "other"}))
+    with pytest.raises(ConfigError, match=r'task.teacher.base: "nowhere" is no folder'):
+        check_read(open_session({"base": "nowhere"}))
     with pytest.raises(ConfigError, match=r"task.teacher: top_k is 500, the vocabulary has 400 tokens"):
         check_read(open_session({"base": "teacher", "top_k": 500}))
     tiny_language.write_model(home / "short", 2, max_position_embeddings=32)

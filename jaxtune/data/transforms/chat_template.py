@@ -92,7 +92,7 @@ class ChatTemplate:
                 tools=_plain(tools) if tools else None, documents=None, add_generation_prompt=prompt, **{**self.special, **self.variables},
             )  # fmt: skip
         except TemplateError as error:
-            hint = "; set the time that it is to write" if "strftime_now" in str(error) else ""
+            hint = "; set the time that it is to write (task.today)" if "strftime_now" in str(error) else ""
             raise DataError(f"the chat template refuses it: {printable(error, 200)}{hint}") from error
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:  # e.g. text + None inside the template
             raise DataError(f"the chat template fails on it: {printable(error, 200)}") from error
@@ -155,6 +155,33 @@ def read_messages(value: Any) -> list[dict[str, Any]]:
             raise DataError(f'message {number} ({role}): expected a "content" of text, found {_kind(content)}')
         messages.append(message)
     return messages
+
+
+def read_tools(value: Any) -> list[Any] | None:
+    """The functions that a record's conversation may call, a list of JSON schemas or JSON text of one; None where it has none.
+
+    Raises:
+        DataError: it is no such thing; says what was found.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "null")
+        except ValueError:
+            raise DataError(f"expected a list of tools, found the text {printable(value)!r}") from None
+    if value is None:
+        return None
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise DataError(f"expected a list of tools, found {_kind(value)}")
+    return _plain(value)
+
+
+def as_turns(value: Any, role: str) -> list[dict[str, Any]]:
+    """A text as one message of that role; a list of messages as it is, checked.
+
+    Raises:
+        DataError: it is neither.
+    """
+    return [{"role": role, "content": value}] if isinstance(value, str) else read_messages(value)
 
 
 def _kind(value: Any) -> str:

@@ -121,9 +121,17 @@ class TargetReport:
             DataError: nothing is learned, or never an end.
         """
         if not self.trained:
+            why = [f"{self.dropped} are longer than max_tokens and dropped"] if self.dropped else []
+            if self.untrained:
+                cut = f" within max_tokens ({self.over} are longer)" if self.over > self.dropped else ""
+                why.append(f"{self.untrained} have no target{cut}")
             raise DataError(
-                f"no token of all {self.rows} rows is learned: {self.dropped} rows are dropped as too long, {self.untrained} have no target "
-                f"within max_tokens ({self.over} are longer); expected answers to learn: look at the roles of the messages, or raise max_tokens"
+                f"no token of all {self.rows} rows is learned: {', '.join(why)}; expected answers to learn: "
+                + (
+                    "raise max_tokens"
+                    if self.over
+                    else 'messages need turns with the role "assistant" (and no "weight": 0), completions need text'
+                )
             )
         if must_stop and not self.stops:
             what = f"none of {', '.join(stop_texts)}" if stop_texts else "no token at all, because the checkpoint names none"
@@ -136,13 +144,16 @@ class TargetReport:
     def lines(self) -> list[str]:
         """For people."""
         out = [f"trained tokens: {self.trained:,} of {self.tokens:,} ({self.trained_share:.1%})"]
-        if self.over:
-            out.append(f"longer than max_tokens: {self.over} of {self.rows} rows, {'dropped' if self.dropped else 'their end is cut'}")
+        if self.over > self.dropped:
+            out.append(
+                f"{self.over} of {self.rows} rows are cut: what they say at their end is not learned, nor where it ends; raise max_tokens, or drop them"
+            )
         if self.untrained:
             out.append(f"left out: {self.untrained} of {self.rows} rows, nothing in them is a target")
         if self.blurred:
             out.append(
-                f"{self.blurred} of {self.rows} prompts end in other tokens once the answer follows: end them where a word ends, without a space"
+                f"{self.blurred} of {self.rows} prompts end in other tokens once the answer follows, because a token spans both: "
+                "end prompts without a space and begin answers with one (or a line break), or use as_chat"
             )
         return out
 
@@ -152,7 +163,7 @@ def last_answer(tokens: np.ndarray, token_weight: np.ndarray) -> tuple[np.ndarra
 
     Both i32[..], together the row without what follows its last target.
     """
-    tokens, learned = np.asarray(tokens), np.flatnonzero(np.asarray(token_weight) > 0)
+    tokens, learned = np.asarray(tokens, np.int32), np.flatnonzero(np.asarray(token_weight) > 0)
     if not len(learned):
         return tokens, tokens[:0]
     gaps = np.flatnonzero(np.diff(learned) > 1)
