@@ -200,8 +200,8 @@ def test_conversations(new: Made, tmp_path: Path):
     assert experiment.phases[0].train == ("*.lora_*",) and type(experiment.model.adapter).__name__ == "Lora"
     assert experiment.evaluation.answers.generation.max_new_tokens == 24  # 9 words of an answer
     assert '# 60 rows: conversations in "turns"' in text
-    write_csv(tmp_path / "chats.csv", turns=[json.dumps(talk(a, b)) for a, b in answered(60)])
-    assert new("chats.csv")[0]["columns"] == {"messages": "turns"}
+    write_csv(tmp_path / "talks.csv", turns=[json.dumps(talk(a, b)) for a, b in answered(60)])
+    assert new("talks.csv")[0]["columns"] == {"messages": "turns"}
 
 
 def test_prompts_with_completions(new: Made, tmp_path: Path):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.core.errors import ConfigError
 from jaxtune.metrics.language import Perplexity, TokenAccuracy
 
 
@@ -36,8 +35,3 @@ def test_every_token_counts_the_same(size):
 def test_nothing_and_too_much():
     assert math.isnan(over(TokenAccuracy(), np.zeros((0, 4)), 2)["token_accuracy"])
     assert over(Perplexity(), np.array([[1e6, 0, 1, 1]]), 1)["perplexity"] == math.inf
-
-
-def test_another_task_is_told():
-    with pytest.raises(ConfigError, match="for language models"):
-        Perplexity().update(Perplexity().start(0), {"logits": jnp.zeros((1, 2))}, {"loss_weight": jnp.ones(1)})

@@ -194,4 +194,6 @@ def test_balance_adds_the_imbalance_of_the_experts() -> None:
     assert imbalance > 1
     dense = language.loaded("llama")
     with pytest.raises(ConfigError, match=r"task\.balance: has no effect on a model without a mixture"):
-        CausalLM(text="t", balance=0.1).objective(dense.blueprint.build(dense.values), batch, None)
+        jax.eval_shape(
+            lambda values, batch: CausalLM(text="t", balance=0.1).objective(dense.blueprint.build(values), batch, None), dense.values, batch
+        )
