@@ -174,7 +174,7 @@ def setting_table(rows: Any) -> str:
 # -- measurements -------------------------------------------------------------------------------------------------------
 
 
-FIRST = ("quickstart_seeds", "encoder_cpu", "freezing", "kill_resume")  # what the README shows; docs/measured.md shows the rest
+FIRST = ("quickstart_seeds", "encoder_cpu", "lm_cpu", "freezing", "kill_resume")  # what the README shows; docs/measured.md shows the rest
 
 
 def measured() -> str:

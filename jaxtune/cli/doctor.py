@@ -28,7 +28,7 @@ EXTRAS = {  # extra -> what is installed with it, what it serves
     "test": (("pytest", "pytest-xdist", "hypothesis", "ruff", "pyright", "scikit-learn", "psutil"), "the tests of jaxtune itself"),
 }
 SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers", "safetensors", "pydantic")
-_TPU_VARIABLES = ("TPU_NAME", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE", "TPU_SKIP_MDS_QUERY")
+_TPU_VARIABLES = ("TPU_NAME", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE")  # jax itself sets TPU_SKIP_MDS_QUERY where there is none
 _DEVICES = """
 import json, jax
 print(json.dumps([{"platform": d.platform, "kind": d.device_kind, "id": d.id} for d in jax.devices()]))

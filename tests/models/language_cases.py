@@ -69,34 +69,3 @@ def loss_and_gradients(it: cases.Loaded, name: str) -> tuple[np.ndarray, Flat]:
 def run(name: str) -> tuple[np.ndarray, Flat]:
     """Loss and gradients by stored path of the whole, default stack on one device."""
     return loss_and_gradients(loaded(name), name)
-
-
-def continued(it: cases.Loaded, prompts: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-    """Greedy tokens [B, count] through the cache: the prompts at once, then one by one."""
-    batch, width = prompts["tokens"].shape
-    slots = width + count
-    known = jnp.pad(jnp.asarray(prompts["segment_ids"]), ((0, 0), (0, count)))
-    lengths = jnp.asarray(prompts["segment_ids"]).sum(1, keepdims=True)
-
-    @jax.jit
-    def whole(values: Flat) -> jax.Array:
-        model: Any = it.blueprint.build(values)
-
-        def next_token(features: Any) -> jax.Array:
-            return jnp.argmax(model.head.logits(model, features.pooled), -1).astype(jnp.int32)
-
-        positions = jnp.maximum(jnp.cumsum(known[:, :width], 1) - 1, 0)
-        cache = model.empty_cache(batch, slots, jnp.float32)
-        features, cache = model.decode(jnp.asarray(prompts["tokens"]), known, positions, cache, jnp.int32(0))
-
-        def step(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
-            token, segment_ids, cache = carry
-            slot = width + number
-            segment_ids = jax.lax.dynamic_update_slice_in_dim(segment_ids, jnp.ones((batch, 1), segment_ids.dtype), slot, 1)
-            features, cache = model.decode(token[:, None], segment_ids, lengths + number, cache, slot)
-            return (next_token(features), segment_ids, cache), token
-
-        _, tokens = jax.lax.scan(step, (next_token(features), known, cache), jnp.arange(count))
-        return tokens.T
-
-    return np.asarray(whole(it.values))

@@ -145,7 +145,9 @@ def test_greedy_equals_transformers_token_for_token(name: str) -> None:
     it, recorded = language.loaded(name), cases.reference(name)["generated"]
     batch = language.batch_of(name, "prompt.")
     asked = [tokens[real > 0].tolist() for tokens, real in zip(batch["tokens"], batch["segment_ids"], strict=True)]
-    for ends in ((), (int(recorded[0, 20]), int(recorded[1, 40]))):
+    assert len(np.unique(recorded)) > 8, "a continuation that repeats itself shows little"
+    both = ((), (int(recorded[0, 20]), int(recorded[1, 40])))
+    for ends in both if name in ("llama", "gemma3") else both[:1]:
         made = Generator(it.blueprint, Generation(max_new_tokens=recorded.shape[1]), ends, tiny.one_device(), jnp.float32)
         found = made(it.values, {}, asked)
         for tokens, expected, end in zip(found.tokens, recorded, found.ends, strict=True):

@@ -100,7 +100,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize("options", WAYS, ids=str)
-@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen2_window", "smollm3_window", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["gemma3", "smollm3_window", "qwen3_moe"])
 def test_every_way_of_running_the_stack_is_the_same(name: str, options: StackOptions) -> None:
     it = language.load(name, options)
     loss, gradients = language.loss_and_gradients(it, name)
@@ -111,7 +111,7 @@ def test_every_way_of_running_the_stack_is_the_same(name: str, options: StackOpt
         np.testing.assert_allclose(value, expected[tensor], atol=2e-5 * max(1.0, np.abs(expected[tensor]).max()), err_msg=tensor)
 
 
-@pytest.mark.parametrize("name", language.FAMILIES)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "qwen3_moe"])
 def test_eight_devices_equal_one(name: str) -> None:
     placement = Mesh(data=2, fsdp=2, tensor=2).build(jax.devices()[:8])
     it = language.load(name, placement=placement)
@@ -125,7 +125,7 @@ def test_eight_devices_equal_one(name: str) -> None:
             assert value.addressable_shards[0].data.size < value.size, f"{key} is whole on every device"
 
 
-@pytest.mark.parametrize("name", [name for name in language.NAMES if name not in ("llama_dynamic", "phi3_longrope")])
+@pytest.mark.parametrize("name", language.FAMILIES)
 def test_decoding_by_the_cache_equals_the_whole_forward_pass(name: str) -> None:
     """In pieces of 7, 1 and the rest, of texts padded on the left. (Scalings by length differ on purpose: see the next test.)"""
     it, batch = language.loaded(name), language.batch_of(name, "prompt.")
